@@ -1,0 +1,89 @@
+package policy
+
+import "fmt"
+
+// Problem is one reason why a change is held.
+type Problem struct {
+	// Code is OPA's name for the kind of error, such as rego_parse_error.
+	Code string `json:"code"`
+	// Message is what is wrong, in OPA's words.
+	Message string `json:"message"`
+	// Row and Col count from 1; both are 0 where there is no place to name.
+	Row int `json:"row,omitempty"`
+	Col int `json:"col,omitempty"`
+}
+
+// The codes of problems that are not OPA's own.
+const (
+	// CodeDefect is for a key that holds no Rego text at all; kube-mgmt uses
+	// the same code for input that it cannot take.
+	CodeDefect = "invalid_parameter"
+)
+
+// String is the problem in one line, as a compiler prints it.
+func (p Problem) String() string {
+	if p.Row == 0 {
+		return p.Code + ": " + p.Message
+	}
+	return fmt.Sprintf("%d:%d: %s: %s", p.Row, p.Col, p.Code, p.Message)
+}
+
+// InForce says which version of a module decisions are made with.
+type InForce string
+
+// Current: the wanted version. Previous: an earlier one. None: no version.
+const (
+	Current  InForce = "current"
+	Previous InForce = "previous"
+	None     InForce = "none"
+)
+
+// Status is what became of one module.
+type Status struct {
+	ID ID
+	// InForce is the version that decisions are made with.
+	InForce InForce
+	// Version is the Rego version of what is in force; empty if nothing is.
+	Version RegoVersion
+	// Deleted is true for a module that is gone from the wanted set and is
+	// still in force, because the rest does not compile without it.
+	Deleted bool
+	// Problems is why the change is held; empty exactly if it is not.
+	Problems []Problem
+}
+
+// Held reports whether the wanted version is not in force.
+func (s Status) Held() bool { return len(s.Problems) > 0 }
+
+// The states of a module, as metrics and /status name them.
+const (
+	StateInForce = "in_force"
+	StateHeld    = "held"
+)
+
+// State is in one word what became of the module.
+func (s Status) State() string {
+	if s.Held() {
+		return StateHeld
+	}
+	return StateInForce
+}
+
+// Report is what became of a whole set.
+type Report struct {
+	// Fingerprint is that of the modules in force.
+	Fingerprint string
+	// Modules are in the order of their ids.
+	Modules []Status
+}
+
+// Held are the statuses of the changes that are not in force.
+func (r Report) Held() []Status {
+	var held []Status
+	for _, s := range r.Modules {
+		if s.Held() {
+			held = append(held, s)
+		}
+	}
+	return held
+}
