@@ -1,0 +1,167 @@
+package engine
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// Snapshot is one compiled policy set. It never changes: decisions are made
+// with a whole snapshot, and the next set is another one.
+type Snapshot struct {
+	compiler    *ast.Compiler
+	modules     map[policy.ID]*module
+	fingerprint string
+}
+
+// Fingerprint is that of the modules in force.
+func (s *Snapshot) Fingerprint() string { return s.fingerprint }
+
+// IDs name the modules in force, sorted.
+func (s *Snapshot) IDs() []policy.ID { return sortedIDs(s.modules) }
+
+func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module) *Snapshot {
+	set := make(policy.Set, len(modules))
+	for id, m := range modules {
+		set[id] = m.Module
+	}
+	return &Snapshot{compiler: compiler, modules: modules, fingerprint: set.Fingerprint()}
+}
+
+// Compiler makes snapshots. It keeps what it parsed; it is not safe for use
+// by several goroutines.
+type Compiler struct {
+	parser parser
+}
+
+// NewCompiler makes a compiler for modules that may call the built-ins of this
+// OPA, less those that are off by default and not in enabled, and that are in
+// the given Rego version where they do not say otherwise.
+func NewCompiler(version policy.RegoVersion, enabled ...string) (*Compiler, error) {
+	capabilities, off, err := capabilities(enabled)
+	if err != nil {
+		return nil, err
+	}
+	return &Compiler{parser: parser{capabilities: capabilities, off: off, version: version}}, nil
+}
+
+// Empty is the snapshot of a set without modules.
+func (c *Compiler) Empty() *Snapshot {
+	return newSnapshot(compile(c.parser.capabilities, nil).compiler, nil)
+}
+
+// Compile brings as much of the wanted set into a new snapshot as compiles.
+// A change since the previous snapshot that does not is held: of its module
+// the previous version stays in, or none if there was none. The report says
+// what became of each module.
+func (c *Compiler) Compile(previous *Snapshot, wanted policy.Set) (*Snapshot, policy.Report) {
+	parsed := c.parser.parse(wanted)
+	s := settlement{
+		parser: &c.parser,
+		base:   previous.modules,
+		held:   make(map[policy.ID][]policy.Problem),
+	}
+	compiler := s.settle(previous.compiler, s.changes(parsed))
+	snapshot := newSnapshot(compiler, s.base)
+	return snapshot, report(snapshot, parsed, s.held)
+}
+
+// report tells of each wanted module, and of each deleted one that is held,
+// what is in force.
+func report(snapshot *Snapshot, wanted map[policy.ID]*module, held map[policy.ID][]policy.Problem) policy.Report {
+	report := policy.Report{Fingerprint: snapshot.fingerprint}
+	for _, id := range sortedIDs(union(snapshot.modules, wanted)) {
+		_, isWanted := wanted[id]
+		status := policy.Status{ID: id, Problems: held[id], Deleted: !isWanted, InForce: policy.None}
+		if m, ok := snapshot.modules[id]; ok {
+			status.Version, status.InForce = m.version, policy.Current
+			if status.Held() {
+				status.InForce = policy.Previous
+			}
+		}
+		report.Modules = append(report.Modules, status)
+	}
+	return report
+}
+
+func union(a, b map[policy.ID]*module) map[policy.ID]*module {
+	all := make(map[policy.ID]*module, max(len(a), len(b)))
+	for id, m := range a {
+		all[id] = m
+	}
+	for id, m := range b {
+		all[id] = m
+	}
+	return all
+}
+
+// newCompiler is OPA's compiler as every set and every query is compiled.
+func newCompiler(capabilities *ast.Capabilities) *ast.Compiler {
+	return ast.NewCompiler().
+		WithCapabilities(capabilities).
+		SetErrorLimit(0). // every error of a stage: each names a module to hold
+		WithDefaultRegoVersion(ast.RegoV1)
+}
+
+// result is one compilation: the compiler, and what went wrong.
+type result struct {
+	compiler *ast.Compiler
+	// clash is true if the errors say that rules contradict each other. Which
+	// of the parties is named is then an accident.
+	clash bool
+}
+
+func (r result) errors() ast.Errors { return r.compiler.Errors }
+func (r result) ok() bool           { return !r.compiler.Failed() }
+
+// compile compiles modules as one set.
+func compile(capabilities *ast.Capabilities, modules map[policy.ID]*module) result {
+	compiler := newCompiler(capabilities)
+	var before, after bool
+	mark(compiler, ast.StageRewriteWithValues, &before)
+	mark(compiler, ast.StageCheckRuleConflicts, &after)
+	compiler.Compile(gather(modules))
+	return result{compiler: compiler, clash: before && !after}
+}
+
+// mark sets reached once the compiler has left the stage without an error.
+func mark(compiler *ast.Compiler, stage ast.StageID, reached *bool) {
+	compiler.WithStageAfterID(stage, ast.CompilerStageDefinition{
+		Name:       string(stage) + "Passed",
+		MetricName: "compile_stage_passed",
+		Stage: func(*ast.Compiler) *ast.Error {
+			*reached = true
+			return nil
+		},
+	})
+}
+
+// offByDefault are the built-ins that lend a policy author the authority of
+// the process: its network and its environment.
+var offByDefault = []string{"http.send", "net.lookup_ip_addr", "opa.runtime"}
+
+// OffByDefault are the built-ins that a policy may call only if they were
+// switched on.
+func OffByDefault() []string { return slices.Clone(offByDefault) }
+
+// capabilities are OPA's own without the built-ins that are off, and the names
+// of these.
+func capabilities(enabled []string) (*ast.Capabilities, []string, error) {
+	for _, name := range enabled {
+		if !slices.Contains(offByDefault, name) {
+			return nil, nil, errors.New("built-in " + name + " is not one of those that are off by default")
+		}
+	}
+	off := slices.DeleteFunc(OffByDefault(), func(name string) bool {
+		return slices.Contains(enabled, name)
+	})
+	c := ast.CapabilitiesForThisVersion()
+	c.Builtins = slices.DeleteFunc(c.Builtins, func(b *ast.Builtin) bool {
+		return slices.Contains(off, b.Name)
+	})
+	c.AllowNet = []string{} // no schema is fetched for a policy's annotations
+	return c, off, nil
+}

@@ -1,0 +1,161 @@
+package engine
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// module is one module as the parser left it: the wanted text with either its
+// syntax tree or the problems that there is none for. It is never changed, so
+// it is shared by every snapshot that holds it.
+type module struct {
+	policy.Module
+	digest   [sha256.Size]byte
+	ast      *ast.Module
+	version  policy.RegoVersion
+	problems []policy.Problem
+}
+
+// parser parses each content once: what did not change since the last set
+// comes from its cache.
+type parser struct {
+	capabilities *ast.Capabilities
+	off          []string
+	version      policy.RegoVersion
+	cache        map[[sha256.Size]byte]*module
+}
+
+// parse parses a whole set and forgets what the set no longer holds.
+func (p *parser) parse(set policy.Set) map[policy.ID]*module {
+	modules := make(map[policy.ID]*module, len(set))
+	cache := make(map[[sha256.Size]byte]*module, len(set))
+	for id, m := range set {
+		digest := m.Digest()
+		parsed, ok := p.cache[digest]
+		if !ok || !parsed.Created.Equal(m.Created) {
+			parsed = p.parseModule(m)
+			parsed.digest = digest
+		}
+		modules[id], cache[digest] = parsed, parsed
+	}
+	p.cache = cache
+	return modules
+}
+
+func (p *parser) parseModule(m policy.Module) *module {
+	parsed := &module{Module: m}
+	if m.Defect != "" {
+		parsed.problems = []policy.Problem{{Code: policy.CodeDefect, Message: m.Defect}}
+		return parsed
+	}
+	version := m.Version
+	if version == "" {
+		version = p.version
+	}
+	tree, version, err := p.parseVersion(m, version)
+	parsed.ast, parsed.version, parsed.problems = tree, version, p.problems(err)
+	return parsed
+}
+
+// parseVersion parses m in the version asked for. Auto tries Rego v1 first,
+// with all that v1 forbids beyond its grammar, and then v0. If neither takes
+// the text, the error is that of the version which got further into it: the
+// other one stumbled over the first line that is not its language.
+func (p *parser) parseVersion(m policy.Module, version policy.RegoVersion) (*ast.Module, policy.RegoVersion, error) {
+	if version != policy.RegoAuto {
+		tree, err := p.parseText(m, version)
+		return tree, version, err
+	}
+	v1, errV1 := p.parseText(m, policy.RegoV1)
+	if errV1 == nil {
+		return v1, policy.RegoV1, nil
+	}
+	v0, errV0 := p.parseText(m, policy.RegoV0)
+	if errV0 == nil {
+		return v0, policy.RegoV0, nil
+	}
+	if firstRow(errV0) > firstRow(errV1) {
+		return nil, policy.RegoV0, errV0
+	}
+	return nil, policy.RegoV1, errV1
+}
+
+func (p *parser) parseText(m policy.Module, version policy.RegoVersion) (*ast.Module, error) {
+	options := ast.ParserOptions{
+		Capabilities:      p.capabilities,
+		ProcessAnnotation: true, // as OPA's own server does
+		RegoVersion:       ast.RegoV0,
+	}
+	if version == policy.RegoV1 {
+		options.RegoVersion = ast.RegoV1
+	}
+	tree, err := ast.ParseModuleWithOpts(m.ID.String(), m.Source, options)
+	if err != nil {
+		return nil, err
+	}
+	if version == policy.RegoV1 {
+		if errs := ast.CheckRegoV1(tree); len(errs) > 0 {
+			return nil, errs
+		}
+	}
+	return tree, nil
+}
+
+// problems turns OPA's errors into problems, in the order of their place.
+func (p *parser) problems(err error) []policy.Problem {
+	var problems []policy.Problem
+	for _, e := range astErrors(err) {
+		problems = append(problems, p.problem(e))
+	}
+	slices.SortStableFunc(problems, byPlace)
+	return slices.Compact(problems)
+}
+
+func (p *parser) problem(e *ast.Error) policy.Problem {
+	problem := policy.Problem{Code: e.Code, Message: e.Message, Row: 1, Col: 1}
+	if e.Location != nil && e.Location.Row > 0 {
+		problem.Row, problem.Col = e.Location.Row, e.Location.Col
+	}
+	if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok && slices.Contains(p.off, name) {
+		problem.Message += ": this built-in is off unless --enable-builtin=" + name + " switches it on"
+	}
+	return problem
+}
+
+// astErrors are the single errors in an error of the parser or the compiler.
+func astErrors(err error) ast.Errors {
+	if err == nil {
+		return nil
+	}
+	var several ast.Errors
+	if errors.As(err, &several) {
+		return several
+	}
+	var one *ast.Error
+	if errors.As(err, &one) {
+		return ast.Errors{one}
+	}
+	return ast.Errors{{Code: ast.ParseErr, Message: err.Error()}}
+}
+
+func firstRow(err error) int {
+	row := 0
+	for _, e := range astErrors(err) {
+		if e.Location != nil && (row == 0 || e.Location.Row < row) {
+			row = e.Location.Row
+		}
+	}
+	return row
+}
+
+// byPlace orders problems by row and column.
+func byPlace(a, b policy.Problem) int {
+	return cmp.Or(cmp.Compare(a.Row, b.Row), cmp.Compare(a.Col, b.Col))
+}
