@@ -1,0 +1,89 @@
+package admission
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+)
+
+// normalise makes of a policy's answer a response that the API server takes:
+// with the uid of its own request whatever the policy wrote, and with a denial
+// told where a user reads it. The review's version and kind are the caller's to
+// add: old entrypoints still answer admission.k8s.io/v1beta1, which Kubernetes
+// refuses to convert.
+//
+// What cannot be made right is an error that names the field.
+func normalise(result any, uid string) (map[string]any, error) {
+	answer, ok := result.(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("the answer is %s, want an object with a response", jsonType(result))
+	}
+	given, ok := answer["response"].(map[string]any)
+	if !ok {
+		return nil, fmt.Errorf("response is %s, want an object", jsonType(answer["response"]))
+	}
+	response := maps.Clone(given) // the value is shared with OPA's caches
+	response["uid"] = uid
+	allowed, ok := response["allowed"].(bool)
+	if !ok {
+		return nil, fmt.Errorf("response.allowed is %s, want true or false", jsonType(response["allowed"]))
+	}
+	status, err := statusOf(response)
+	if err != nil {
+		return nil, err
+	}
+	if !allowed && status != nil {
+		response["status"] = explain(status)
+	}
+	return response, nil
+}
+
+// statusOf is the response's status, or nil if it has none.
+func statusOf(response map[string]any) (map[string]any, error) {
+	switch status := response["status"].(type) {
+	case nil:
+		return nil, nil
+	case map[string]any:
+		return status, nil
+	default:
+		return nil, fmt.Errorf("response.status is %s, want an object", jsonType(status))
+	}
+}
+
+// explain moves a denial's text from reason to message if message is empty.
+// Entrypoints in the field write the text into reason, where Kubernetes' API
+// conventions want one word for machines: kubectl then prints the text twice.
+func explain(status map[string]any) map[string]any {
+	reason, _ := status["reason"].(string)
+	message, _ := status["message"].(string)
+	if message != "" || reason == "" {
+		return status
+	}
+	explained := maps.Clone(status)
+	explained["message"] = reason
+	explained["reason"] = "Forbidden"
+	if _, ok := explained["code"]; !ok {
+		explained["code"] = json.Number(fmt.Sprint(http.StatusForbidden))
+	}
+	return explained
+}
+
+// jsonType names the JSON type of a decoded value, for messages.
+func jsonType(v any) string {
+	switch v.(type) {
+	case nil:
+		return "missing"
+	case bool:
+		return "a boolean"
+	case string:
+		return "a string"
+	case json.Number, float64, int:
+		return "a number"
+	case []any:
+		return "an array"
+	case map[string]any:
+		return "an object"
+	}
+	return fmt.Sprintf("a %T", v)
+}

@@ -1,0 +1,150 @@
+package certs
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// retryInterval is how soon a CA that could not be written is tried again: as
+// often as a person looks whether it has worked by now.
+const retryInterval = 5 * time.Second
+
+// InjectorConfig is what an Injector needs.
+type InjectorConfig struct {
+	// Client reads and updates webhook configurations.
+	Client kubernetes.Interface
+	// Names of ValidatingWebhookConfigurations and
+	// MutatingWebhookConfigurations; one that does not exist yet is waited for.
+	Names []string
+	// CA is the bundle to put in, in PEM.
+	CA []byte
+	// Log is told of each configuration that was changed.
+	Log *slog.Logger
+}
+
+// Injector keeps the CA in every webhook of some webhook configurations, also
+// when somebody applies them anew without it.
+type Injector struct {
+	config InjectorConfig
+}
+
+// NewInjector makes an Injector; Run starts it.
+func NewInjector(config InjectorConfig) *Injector { return &Injector{config: config} }
+
+// Run watches the configurations and repairs them until ctx ends.
+func (i *Injector) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, name := range i.config.Names {
+		factory := informers.NewSharedInformerFactoryWithOptions(i.config.Client, 0,
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+				// RBAC with resourceNames allows to list by this selector.
+				o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
+			}),
+		)
+		registration := factory.Admissionregistration().V1()
+		for _, informer := range []cache.SharedIndexInformer{
+			registration.ValidatingWebhookConfigurations().Informer(),
+			registration.MutatingWebhookConfigurations().Informer(),
+		} {
+			wg.Go(func() { i.keep(ctx, name, informer) })
+		}
+	}
+	wg.Wait()
+}
+
+// keep repairs the one configuration that informer knows, whenever it changes.
+func (i *Injector) keep(ctx context.Context, name string, informer cache.SharedIndexInformer) {
+	log := i.config.Log.With("webhookConfiguration", name)
+	changed := make(chan struct{}, 1)
+	look := func(any) {
+		select {
+		case changed <- struct{}{}:
+		default: // somebody looks anyway, after this
+		}
+	}
+	// Neither call fails on an informer that was not started.
+	_ = informer.SetWatchErrorHandlerWithContext(func(_ context.Context, _ *cache.Reflector, err error) {
+		log.Warn("watching the webhook configuration failed; trying again", "error", err)
+	})
+	_, _ = informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    look,
+		UpdateFunc: func(_, object any) { look(object) },
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() { informer.RunWithContext(ctx) })
+	defer wg.Wait()
+
+	retry := time.NewTimer(retryInterval)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-retry.C:
+		}
+		for _, object := range informer.GetStore().List() {
+			if err := i.repair(ctx, object); err != nil && ctx.Err() == nil {
+				log.Error("the CA could not be put into the webhook configuration; trying again", "error", err)
+				retry.Reset(retryInterval)
+			}
+		}
+	}
+}
+
+// repair puts the CA into each webhook of a configuration that lacks it.
+func (i *Injector) repair(ctx context.Context, object any) error {
+	registration := i.config.Client.AdmissionregistrationV1()
+	var kind, name string
+	var err error
+	changed := false
+	switch c := object.(type) {
+	case *admissionregistrationv1.ValidatingWebhookConfiguration:
+		kind, name, c = "ValidatingWebhookConfiguration", c.Name, c.DeepCopy()
+		for n := range c.Webhooks {
+			changed = i.inject(&c.Webhooks[n].ClientConfig) || changed
+		}
+		if changed {
+			_, err = registration.ValidatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
+		}
+	case *admissionregistrationv1.MutatingWebhookConfiguration:
+		kind, name, c = "MutatingWebhookConfiguration", c.Name, c.DeepCopy()
+		for n := range c.Webhooks {
+			changed = i.inject(&c.Webhooks[n].ClientConfig) || changed
+		}
+		if changed {
+			_, err = registration.MutatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
+		}
+	default:
+		return fmt.Errorf("unexpected %T", object)
+	}
+	switch {
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
+		return nil // it has changed since; the watch brings the new one
+	case err != nil:
+		return fmt.Errorf("updating %s %s: %w", kind, name, err)
+	case changed:
+		i.config.Log.Info("put the CA into the webhook configuration", "kind", kind, "webhookConfiguration", name)
+	}
+	return nil
+}
+
+// inject gives the CA to one webhook and reports whether it lacked it.
+func (i *Injector) inject(client *admissionregistrationv1.WebhookClientConfig) (changed bool) {
+	if bytes.Equal(client.CABundle, i.config.CA) {
+		return false
+	}
+	client.CABundle = i.config.CA
+	return true
+}

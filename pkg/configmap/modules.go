@@ -1,0 +1,58 @@
+// Package configmap translates between ConfigMaps and policies: a labelled
+// ConfigMap to modules, a report to the annotation that its author reads.
+// It is pure: values in, values out.
+package configmap
+
+import (
+	"fmt"
+	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// RegoVersionAnnotation on a ConfigMap says in which version of Rego its
+// modules are written: auto, v0 or v1.
+const RegoVersionAnnotation = "openpolicyagent.org/rego-version"
+
+// Modules are the policy modules of a ConfigMap, one for each key. A key that
+// holds no text is a module with a defect: its author labelled it a policy, so
+// it must not be passed over in silence.
+func Modules(cm *corev1.ConfigMap) []policy.Module {
+	version, defect := regoVersion(cm)
+	modules := make([]policy.Module, 0, len(cm.Data)+len(cm.BinaryData))
+	for key, source := range cm.Data {
+		m := newModule(cm, key)
+		m.Source, m.Version, m.Defect = source, version, defect
+		if !utf8.ValidString(source) {
+			m.Defect = fmt.Sprintf("key %q is not UTF-8 text", key)
+		}
+		modules = append(modules, m)
+	}
+	for key := range cm.BinaryData {
+		m := newModule(cm, key)
+		m.Defect = fmt.Sprintf("key %q is in binaryData, where kubectl puts what is not UTF-8 text; Rego is read from data", key)
+		modules = append(modules, m)
+	}
+	return modules
+}
+
+func newModule(cm *corev1.ConfigMap, key string) policy.Module {
+	return policy.Module{
+		ID:      policy.ID{Namespace: cm.Namespace, Name: cm.Name, Key: key},
+		Created: cm.CreationTimestamp.Time,
+	}
+}
+
+func regoVersion(cm *corev1.ConfigMap) (version policy.RegoVersion, defect string) {
+	value, ok := cm.Annotations[RegoVersionAnnotation]
+	if !ok {
+		return "", ""
+	}
+	version, err := policy.ParseRegoVersion(value)
+	if err != nil {
+		return "", fmt.Sprintf("annotation %s: %v", RegoVersionAnnotation, err)
+	}
+	return version, ""
+}

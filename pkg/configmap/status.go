@@ -1,0 +1,117 @@
+package configmap
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// The bounds of an annotation. All annotations of an object together may have
+// 256 KiB (k8s.io/apimachinery, TotalAnnotationSizeLimitB), and others want
+// some of it too: a person reads ten errors at a time, and no message of OPA's
+// that can be acted on is longer than a page.
+const (
+	maxErrors       = 10
+	maxMessageBytes = 1000
+	maxStatusBytes  = 16000
+)
+
+// statusOK is compared byte for byte by scripts in the field.
+const statusOK = `{"status":"ok"}`
+
+// status has kube-mgmt's shape, and says beside it what is in force.
+type status struct {
+	Status  string         `json:"status"`
+	Error   *statusError   `json:"error,omitempty"`
+	InForce policy.InForce `json:"inForce,omitempty"`
+}
+
+type statusError struct {
+	Code    string        `json:"code"`
+	Message string        `json:"message"`
+	Errors  []moduleError `json:"errors"`
+}
+
+type moduleError struct {
+	Code     string   `json:"code"`
+	Message  string   `json:"message"`
+	Location location `json:"location"`
+}
+
+type location struct {
+	File string `json:"file"`
+	Row  int    `json:"row"`
+	Col  int    `json:"col"`
+}
+
+// Status is the text of the status annotation of a ConfigMap whose modules
+// have the given statuses: exactly {"status":"ok"} if all that it holds is in
+// force, or else each problem with its place.
+func Status(modules []policy.Status) string {
+	s := status{Status: "error", InForce: policy.Previous}
+	var errs []moduleError
+	for _, m := range modules {
+		if m.Held() && m.InForce == policy.None {
+			s.InForce = policy.None
+		}
+		errs = append(errs, moduleErrors(m)...)
+	}
+	if len(errs) == 0 {
+		return statusOK
+	}
+	text := ""
+	for shown := min(len(errs), maxErrors); text == "" || len(text) > maxStatusBytes && shown > 0; shown-- {
+		s.Error = &statusError{
+			Code:    "invalid_parameter",
+			Message: message(shown, len(errs)),
+			Errors:  errs[:shown],
+		}
+		text = encode(s)
+	}
+	return text
+}
+
+func moduleErrors(m policy.Status) []moduleError {
+	errs := make([]moduleError, 0, len(m.Problems))
+	for _, p := range m.Problems {
+		message := p.Message
+		if m.Deleted {
+			message = "deleting the module breaks the rest: " + message
+		}
+		errs = append(errs, moduleError{
+			Code:     p.Code,
+			Message:  shorten(message),
+			Location: location{File: m.ID.String(), Row: p.Row, Col: p.Col},
+		})
+	}
+	return errs
+}
+
+func message(shown, all int) string {
+	const text = "error(s) occurred while compiling module(s)" // OPA's own
+	if shown == all {
+		return text
+	}
+	return fmt.Sprintf("%s: %d, of which the first %d are shown", text, all, shown)
+}
+
+func shorten(s string) string {
+	if len(s) <= maxMessageBytes {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxMessageBytes], "") + "…"
+}
+
+func encode(s status) string {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // people read this
+	if err := e.Encode(s); err != nil {
+		// Strings and numbers always encode.
+		panic(err)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}

@@ -1,0 +1,216 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+	"github.com/kube-rego/kube-rego/pkg/watch"
+)
+
+// Source knows the ConfigMaps that are policies.
+type Source interface {
+	// Run watches until ctx ends, and calls look whenever something may have
+	// changed.
+	Run(ctx context.Context, look func()) error
+	// ConfigMaps are the objects as they are now. With an error beside them
+	// they are the last that could be read; watch.ErrNotSynced comes without.
+	ConfigMaps() ([]*corev1.ConfigMap, error)
+}
+
+// Publisher tells the authors of policies what became of them.
+type Publisher interface {
+	Publish(configMaps []*corev1.ConfigMap, report policy.Report)
+}
+
+// Recorder keeps count of what became of the modules.
+type Recorder interface {
+	Reported(report policy.Report)
+}
+
+// stuckAfter is when the loop counts as stuck: the slowest step known, a set of
+// 10,000 modules of which many clash, takes a tenth of it.
+const stuckAfter = 10 * time.Minute
+
+// loop is the only one: it makes of all ConfigMaps one policy set, brings it
+// into force and passes on what became of it. All that it does starts from the
+// objects as they are now, so any number of events may be answered by one turn.
+type loop struct {
+	source    Source
+	compiler  *engine.Compiler
+	engine    *engine.Engine
+	publisher Publisher // nil where there is nobody to tell
+	recorder  Recorder
+	log       *slog.Logger
+
+	trigger  chan struct{}    // one slot: "look again"
+	snapshot *engine.Snapshot // in force
+	wanted   string           // fingerprint of the set last compiled
+
+	mu sync.Mutex
+	state
+}
+
+// state is what probes and /status read while the loop runs.
+type state struct {
+	report      policy.Report
+	sourceError error
+	waiting     error     // why no set is in force yet; nil once one is
+	stopping    bool      // no new requests are wanted
+	busySince   time.Time // start of the turn; zero between turns
+}
+
+// look asks for one more turn. It never blocks: if one is asked for already,
+// that one sees the change too.
+func (l *loop) look() {
+	select {
+	case l.trigger <- struct{}{}:
+	default:
+	}
+}
+
+func (l *loop) run(ctx context.Context) error {
+	defer l.update(func(s *state) { s.stopping = true })
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.trigger:
+		}
+		l.update(func(s *state) { s.busySince = time.Now() })
+		err := l.turn(ctx)
+		l.update(func(s *state) { s.busySince = time.Time{} })
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+}
+
+// turn brings into force what the ConfigMaps want now.
+func (l *loop) turn(ctx context.Context) error {
+	configMaps, err := l.source.ConfigMaps()
+	if errors.Is(err, watch.ErrNotSynced) {
+		l.update(func(s *state) { s.waiting = err })
+		return nil
+	}
+	l.sourceFailed(err)
+	set := wantedSet(configMaps)
+	if fingerprint := set.Fingerprint(); fingerprint != l.wanted {
+		if err := l.enforce(ctx, set); err != nil {
+			return err
+		}
+		l.wanted = fingerprint
+	}
+	if l.publisher != nil {
+		l.publisher.Publish(configMaps, l.Report())
+	}
+	return nil
+}
+
+func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
+	set := make(policy.Set, len(configMaps))
+	for _, cm := range configMaps {
+		for _, m := range configmap.Modules(cm) {
+			set[m.ID] = m
+		}
+	}
+	return set
+}
+
+// enforce compiles the set and swaps it in.
+func (l *loop) enforce(ctx context.Context, set policy.Set) error {
+	start := time.Now()
+	snapshot, report := l.compiler.Compile(l.snapshot, set)
+	if err := l.engine.Activate(ctx, snapshot); err != nil {
+		return err
+	}
+	l.snapshot = snapshot
+	before := l.Report()
+	l.update(func(s *state) { s.report, s.waiting = report, nil })
+	l.recorder.Reported(report)
+	l.tell(before, report, time.Since(start))
+	return nil
+}
+
+// tell logs what changed: modules that came to be held or no longer are, and
+// the set as a whole.
+func (l *loop) tell(before, after policy.Report, took time.Duration) {
+	was := make(map[policy.ID]policy.Status, len(before.Modules))
+	for _, s := range before.Modules {
+		was[s.ID] = s
+	}
+	for _, s := range after.Modules {
+		switch {
+		case s.Held() && !slices.Equal(s.Problems, was[s.ID].Problems):
+			l.log.Warn("module held", "module", s.ID.String(), "inForce", s.InForce, "deleted", s.Deleted, "problems", fmt.Sprint(s.Problems))
+		case !s.Held() && was[s.ID].Held():
+			l.log.Info("module in force again", "module", s.ID.String())
+		}
+	}
+	l.log.Info("policy set in force",
+		"fingerprint", after.Fingerprint, "modules", len(l.snapshot.IDs()), "held", len(after.Held()), "took", took)
+}
+
+// sourceFailed logs when an error of the source comes, changes or goes.
+func (l *loop) sourceFailed(err error) {
+	var before error
+	l.update(func(s *state) { before, s.sourceError = s.sourceError, err })
+	switch {
+	case err != nil && (before == nil || before.Error() != err.Error()):
+		l.log.Error("policies cannot be read; what was read before stays in force", "error", err)
+	case err == nil && before != nil:
+		l.log.Info("policies can be read again")
+	}
+}
+
+func (l *loop) update(change func(*state)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change(&l.state)
+}
+
+func (l *loop) read() state {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// InForce is nil once a whole policy set is in force, or why none is yet.
+func (l *loop) InForce() error { return l.read().waiting }
+
+// Ready is nil while new requests are welcome.
+func (l *loop) Ready() error {
+	s := l.read()
+	if s.stopping {
+		return errors.New("stopping")
+	}
+	return s.waiting
+}
+
+// Healthy is nil unless the loop is stuck.
+func (l *loop) Healthy() error {
+	if s := l.read(); !s.busySince.IsZero() && time.Since(s.busySince) > stuckAfter {
+		return fmt.Errorf("the policy loop has not come round for %s", time.Since(s.busySince).Round(time.Second))
+	}
+	return nil
+}
+
+// Report is what became of the set last compiled.
+func (l *loop) Report() policy.Report { return l.read().report }
+
+// SourceError is why the newest policies could not be read; empty if they were.
+func (l *loop) SourceError() string {
+	if err := l.read().sourceError; err != nil {
+		return err.Error()
+	}
+	return ""
+}

@@ -1,0 +1,142 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// AllNamespaces in Options.Namespaces stands for every namespace.
+const AllNamespaces = "*"
+
+// Options are what a person decides about kube-rego serve. The flags of the
+// same names explain each.
+type Options struct {
+	// Kubeconfig is the path of a kubeconfig file; empty: the pod's own
+	// service account.
+	Kubeconfig string
+	// Manifests are files and folders to read instead of a cluster.
+	Manifests []string
+	// Namespaces to watch; AllNamespaces for all.
+	Namespaces []string
+	// PolicyLabel and PolicyValue are the label that makes a ConfigMap a
+	// policy.
+	PolicyLabel, PolicyValue string
+	// StatusAnnotation is the key of the status; empty: none is written.
+	StatusAnnotation string
+
+	// Addr is where the webhook is served, DiagnosticAddr probes and metrics.
+	Addr, DiagnosticAddr string
+	// TLSCertFile and TLSPrivateKeyFile are the serving certificate; empty:
+	// one is made.
+	TLSCertFile, TLSPrivateKeyFile string
+	// WebhookConfigurations get the CA of the certificate that is made.
+	WebhookConfigurations []string
+
+	// Entrypoint is the decision that the webhook asks for.
+	Entrypoint string
+	// RegoVersion of modules that do not say it themselves.
+	RegoVersion string
+	// Builtins that are off by default and are to be on.
+	Builtins []string
+}
+
+// Validate gathers all that is wrong with the options, each error naming the
+// flag.
+func (o Options) Validate() error {
+	return errors.Join(
+		o.validateSource(),
+		o.validateListeners(),
+		o.validatePolicies(),
+	)
+}
+
+func (o Options) validateSource() error {
+	var errs []error
+	if len(o.Namespaces) == 0 {
+		errs = append(errs, errors.New("--namespaces: want at least one namespace, or * for all"))
+	}
+	for _, namespace := range o.Namespaces {
+		if problems := validation.IsDNS1123Label(namespace); namespace != AllNamespaces && len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--namespaces: %q: %s", namespace, problems[0]))
+		}
+	}
+	if slices.Contains(o.Namespaces, AllNamespaces) && len(o.Namespaces) > 1 {
+		errs = append(errs, errors.New("--namespaces: * stands for all namespaces; name no others beside it"))
+	}
+	if problems := validation.IsQualifiedName(o.PolicyLabel); len(problems) > 0 {
+		errs = append(errs, fmt.Errorf("--policy-label: %q: %s", o.PolicyLabel, problems[0]))
+	}
+	if problems := validation.IsValidLabelValue(o.PolicyValue); len(problems) > 0 {
+		errs = append(errs, fmt.Errorf("--policy-value: %q: %s", o.PolicyValue, problems[0]))
+	}
+	if problems := validation.IsQualifiedName(o.StatusAnnotation); o.StatusAnnotation != "" && len(problems) > 0 {
+		errs = append(errs, fmt.Errorf("--status-annotation: %q: %s", o.StatusAnnotation, problems[0]))
+	}
+	if len(o.Manifests) > 0 && o.Kubeconfig != "" {
+		errs = append(errs, errors.New("--manifests reads files instead of a cluster: --kubeconfig has no use beside it"))
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) validateListeners() error {
+	var errs []error
+	for _, a := range []struct{ flag, value string }{{"--addr", o.Addr}, {"--diagnostic-addr", o.DiagnosticAddr}} {
+		if _, _, err := net.SplitHostPort(a.value); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %q is not an address such as :8443 or 127.0.0.1:8443", a.flag, a.value))
+		}
+	}
+	if (o.TLSCertFile == "") != (o.TLSPrivateKeyFile == "") {
+		errs = append(errs, errors.New("--tls-cert-file and --tls-private-key-file go together"))
+	}
+	if len(o.WebhookConfigurations) > 0 && o.TLSCertFile != "" {
+		errs = append(errs, errors.New("--webhook-configuration puts in the CA that kube-rego makes itself: it has no use beside --tls-cert-file"))
+	}
+	if len(o.WebhookConfigurations) > 0 && len(o.Manifests) > 0 {
+		errs = append(errs, errors.New("--webhook-configuration needs a cluster: it has no use beside --manifests"))
+	}
+	for _, name := range o.WebhookConfigurations {
+		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--webhook-configuration: %q: %s", name, problems[0]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) validatePolicies() error {
+	var errs []error
+	if err := engine.CheckPath(o.Entrypoint); err != nil {
+		errs = append(errs, fmt.Errorf("--entrypoint: %w", err))
+	}
+	if _, err := policy.ParseRegoVersion(o.RegoVersion); err != nil {
+		errs = append(errs, fmt.Errorf("--rego-version: %w", err))
+	}
+	for _, name := range o.Builtins {
+		if !slices.Contains(engine.OffByDefault(), name) {
+			errs = append(errs, fmt.Errorf("--enable-builtin: %q is not one of those that are off by default: %v", name, engine.OffByDefault()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// namespaces are the namespaces in client-go's words.
+func (o Options) namespaces() []string {
+	if slices.Contains(o.Namespaces, AllNamespaces) {
+		return []string{metav1.NamespaceAll}
+	}
+	// A namespace that is named twice would be counted twice.
+	return slices.Compact(slices.Sorted(slices.Values(o.Namespaces)))
+}
+
+// selector picks the ConfigMaps that are policies.
+func (o Options) selector() labels.Selector {
+	return labels.SelectorFromSet(labels.Set{o.PolicyLabel: o.PolicyValue})
+}

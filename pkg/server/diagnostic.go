@@ -1,0 +1,88 @@
+package server
+
+import (
+	"net/http"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// State is what the process knows of itself.
+type State interface {
+	// Healthy is nil, or why the process must be started anew.
+	Healthy() error
+	// Ready is nil, or why no decision can be made now.
+	Ready() error
+	// Report is what became of the policy set last looked at.
+	Report() policy.Report
+	// SourceError is why the policy set is not the newest; empty if it is.
+	SourceError() string
+}
+
+// NewDiagnostic is the handler of the diagnostic listener: /healthz, /readyz,
+// /metrics and /status.
+func NewDiagnostic(state State, metrics *Metrics) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", probe(state.Healthy))
+	mux.HandleFunc("GET /readyz", probe(state.Ready))
+	mux.Handle("GET /metrics", metrics.Handler())
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, statusBody(state))
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		writeError(w, http.StatusNotFound, "not_found", "there are /healthz, /readyz, /metrics and /status")
+	})
+	return mux
+}
+
+func probe(check func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if err := check(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ok\n"))
+	}
+}
+
+// status is the body of /status.
+type status struct {
+	Ready bool `json:"ready"`
+	// Reason why it is not ready.
+	Reason      string         `json:"reason,omitempty"`
+	Fingerprint string         `json:"fingerprint,omitempty"`
+	SourceError string         `json:"sourceError,omitempty"`
+	Modules     []moduleStatus `json:"modules"`
+}
+
+type moduleStatus struct {
+	Module      string             `json:"module"`
+	State       string             `json:"state"`
+	InForce     policy.InForce     `json:"inForce"`
+	RegoVersion policy.RegoVersion `json:"regoVersion,omitempty"`
+	Deleted     bool               `json:"deleted,omitempty"`
+	Problems    []policy.Problem   `json:"problems,omitempty"`
+}
+
+func statusBody(state State) status {
+	report := state.Report()
+	body := status{
+		Ready:       true,
+		Fingerprint: report.Fingerprint,
+		SourceError: state.SourceError(),
+		Modules:     make([]moduleStatus, 0, len(report.Modules)),
+	}
+	if err := state.Ready(); err != nil {
+		body.Ready, body.Reason = false, err.Error()
+	}
+	for _, m := range report.Modules {
+		body.Modules = append(body.Modules, moduleStatus{
+			Module:      m.ID.String(),
+			State:       m.State(),
+			InForce:     m.InForce,
+			RegoVersion: m.Version,
+			Deleted:     m.Deleted,
+			Problems:    m.Problems,
+		})
+	}
+	return body
+}

@@ -1,0 +1,60 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// Metrics are what Prometheus reads of the process.
+type Metrics struct {
+	registry *prometheus.Registry
+	reviews  *prometheus.HistogramVec
+	modules  *prometheus.GaugeVec
+}
+
+// NewMetrics makes the metrics in a registry of their own.
+func NewMetrics() *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		reviews: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "kube_rego_admission_request_duration_seconds",
+			Help: "Time to answer an admission review, by its outcome: allowed, denied, invalid or error.",
+			// From a small set in process (0.1 ms) to the longest a webhook may take.
+			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
+		}, []string{"outcome"}),
+		modules: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "kube_rego_modules",
+			Help: "Policy modules by state: in_force or held.",
+		}, []string{"state"}),
+	}
+	m.registry.MustRegister(m.reviews, m.modules,
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Handler serves the metrics in Prometheus' format.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// Reported counts the modules of a report by their state.
+func (m *Metrics) Reported(report policy.Report) {
+	count := map[string]int{policy.StateInForce: 0, policy.StateHeld: 0}
+	for _, s := range report.Modules {
+		count[s.State()]++
+	}
+	for state, n := range count {
+		m.modules.WithLabelValues(state).Set(float64(n))
+	}
+}
+
+func (m *Metrics) reviewed(outcome string, took time.Duration) {
+	m.reviews.WithLabelValues(outcome).Observe(took.Seconds())
+}

@@ -1,0 +1,188 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+const (
+	// maxBodyBytes bounds a review. The API server takes objects of at most
+	// 3 MiB (k8s.io/apiserver, MaxRequestBodyBytes), and a review holds two of
+	// them, the object and the old object, with little around them.
+	maxBodyBytes = 7 << 20
+	// The API server asks with ?timeout=; without it we take the default that it
+	// gives a webhook, and never more than it allows (timeoutSeconds in
+	// admissionregistration.k8s.io/v1).
+	defaultTimeout = 10 * time.Second
+	maxTimeout     = 30 * time.Second
+)
+
+// Reviewer answers the AdmissionReview in body.
+type Reviewer interface {
+	Review(ctx context.Context, body []byte) (admission.Answer, error)
+}
+
+// Webhook answers the API server.
+type Webhook struct {
+	reviewer Reviewer
+	ready    func() error
+	metrics  *Metrics
+	log      *slog.Logger
+}
+
+// NewWebhook makes the handler of the webhook's listener. Until ready returns
+// nil every review is refused: what is in force is not the whole policy set.
+func NewWebhook(reviewer Reviewer, ready func() error, metrics *Metrics, log *slog.Logger) *Webhook {
+	return &Webhook{reviewer: reviewer, ready: ready, metrics: metrics, log: log}
+}
+
+// ServeHTTP answers POST / with a decision and all else with an error in JSON.
+func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer h.recovered(w)
+	switch {
+	case r.URL.Path != "/":
+		writeError(w, http.StatusNotFound, "not_found", fmt.Sprintf("nothing is served at %s; AdmissionReviews go to POST /", r.URL.Path))
+	case r.Method != http.MethodPost:
+		w.Header().Set("Allow", http.MethodPost)
+		writeError(w, http.StatusMethodNotAllowed, "method_not_allowed", "this is an admission webhook: send an AdmissionReview with POST /")
+	default:
+		h.review(w, r)
+	}
+}
+
+// The outcomes of a review, as the metric counts them.
+const (
+	outcomeAllowed = "allowed"
+	outcomeDenied  = "denied"
+	outcomeInvalid = "invalid" // the request was no AdmissionReview
+	outcomeError   = "error"   // there is no decision; the webhook's failurePolicy decides
+)
+
+func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	answer, err := h.answer(w, r)
+	if err != nil {
+		status, code, outcome := classify(err)
+		h.metrics.reviewed(outcome, time.Since(start))
+		h.log.Warn("no decision", "outcome", outcome, "status", status, "code", code, "decisionID", answer.DecisionID, "error", err)
+		writeError(w, status, code, err.Error())
+		return
+	}
+	outcome := outcomeDenied
+	if answer.Allowed {
+		outcome = outcomeAllowed
+	}
+	h.metrics.reviewed(outcome, time.Since(start))
+	h.log.Debug("decision", "outcome", outcome, "decisionID", answer.DecisionID)
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(answer.Body) // a client that is gone hears nothing
+}
+
+func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answer, error) {
+	if err := h.ready(); err != nil {
+		return admission.Answer{}, &notReadyError{err}
+	}
+	timeout, err := reviewTimeout(r)
+	if err != nil {
+		return admission.Answer{}, err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
+	defer cancel()
+	body, err := readBody(w, r)
+	if err != nil {
+		return admission.Answer{}, fmt.Errorf("reading the body: %w", err)
+	}
+	return h.reviewer.Review(ctx, body)
+}
+
+// readBody reads the request's body. A body that says it is too large is not
+// read at all: so the client hears why instead of a broken connection.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.ContentLength > maxBodyBytes {
+		return nil, &http.MaxBytesError{Limit: maxBodyBytes}
+	}
+	return io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+}
+
+// reviewTimeout is how long the API server waits for the answer.
+func reviewTimeout(r *http.Request) (time.Duration, error) {
+	value := r.URL.Query().Get("timeout")
+	if value == "" {
+		return defaultTimeout, nil
+	}
+	timeout, err := time.ParseDuration(value)
+	if err != nil || timeout <= 0 {
+		return 0, &badRequestError{fmt.Sprintf("timeout=%q is not a positive duration such as 5s", value)}
+	}
+	return min(timeout, maxTimeout), nil
+}
+
+type notReadyError struct{ error }
+
+type badRequestError struct{ text string }
+
+func (e *badRequestError) Error() string { return e.text }
+
+// classify is the one place where an error becomes an HTTP status. A status
+// other than 200 leaves the decision to the webhook's failurePolicy.
+func classify(err error) (status int, code, outcome string) {
+	var (
+		invalid  *admission.InvalidReviewError
+		bad      *badRequestError
+		tooLarge *http.MaxBytesError
+		notReady *notReadyError
+	)
+	switch {
+	case errors.As(err, &invalid), errors.As(err, &bad):
+		return http.StatusBadRequest, "invalid_parameter", outcomeInvalid
+	case errors.As(err, &tooLarge):
+		return http.StatusRequestEntityTooLarge, "request_too_large", outcomeInvalid
+	case errors.As(err, &notReady):
+		return http.StatusServiceUnavailable, "not_ready", outcomeError
+	case errors.Is(err, policy.ErrUndefined):
+		return http.StatusInternalServerError, "undefined_decision", outcomeError
+	case errors.Is(err, context.DeadlineExceeded):
+		return http.StatusGatewayTimeout, "timeout", outcomeError
+	}
+	return http.StatusInternalServerError, "internal_error", outcomeError
+}
+
+// recovered turns a panic into an answer: one request must not be able to end
+// the process that all others depend on.
+func (h *Webhook) recovered(w http.ResponseWriter) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	h.metrics.reviewed(outcomeError, 0)
+	h.log.Error("panic while answering a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	writeError(w, http.StatusInternalServerError, "internal_error", "internal error")
+}
+
+// errorBody is how OPA's REST API words an error.
+type errorBody struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func writeError(w http.ResponseWriter, status int, code, message string) {
+	writeJSON(w, status, errorBody{Code: code, Message: message})
+}
+
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	_ = e.Encode(body) // a client that is gone hears nothing
+}

@@ -1,0 +1,161 @@
+// Package watch knows the ConfigMaps as they are now, from a cluster or from
+// files. An event means only "look again": what changed, and in which order, is
+// never looked at, so there is no state to get stuck in.
+package watch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+)
+
+// ErrNotSynced says that the first full list of ConfigMaps is not there yet.
+var ErrNotSynced = errors.New("waiting for the first full list of ConfigMaps")
+
+// ClusterConfig is what a Cluster needs.
+type ClusterConfig struct {
+	// Client reads ConfigMaps.
+	Client kubernetes.Interface
+	// Namespaces to watch; metav1.NamespaceAll stands for all of them.
+	Namespaces []string
+	// Selector is the label selector that the API server applies, so that
+	// ConfigMaps that are no policies never cross the network.
+	Selector string
+	// Log is told when a watch fails and when it works again.
+	Log *slog.Logger
+}
+
+// Cluster watches the labelled ConfigMaps of a cluster, with one informer for
+// each namespace.
+type Cluster struct {
+	config    ClusterConfig
+	informers []*namespaceInformer
+}
+
+// namespaceInformer is the informer of one namespace and what ails it.
+type namespaceInformer struct {
+	cache.SharedIndexInformer
+	namespace string
+
+	mu  sync.Mutex
+	err error
+}
+
+// NewCluster makes a Cluster; Run starts it.
+func NewCluster(config ClusterConfig) *Cluster {
+	c := &Cluster{config: config}
+	for _, namespace := range config.Namespaces {
+		factory := informers.NewSharedInformerFactoryWithOptions(config.Client, 0,
+			informers.WithNamespace(namespace),
+			informers.WithTransform(trim),
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = config.Selector }),
+		)
+		c.informers = append(c.informers, &namespaceInformer{
+			SharedIndexInformer: factory.Core().V1().ConfigMaps().Informer(),
+			namespace:           namespace,
+		})
+	}
+	return c
+}
+
+// trim drops what nobody here reads before the informer keeps it.
+func trim(object any) (any, error) {
+	if cm, ok := object.(*corev1.ConfigMap); ok {
+		cm.ManagedFields = nil
+	}
+	return object, nil
+}
+
+// Run watches until ctx ends. It calls look after every change, from several
+// goroutines at once; look must not block.
+func (c *Cluster) Run(ctx context.Context, look func()) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, i := range c.informers {
+		if err := c.prepare(i, look); err != nil {
+			return err
+		}
+		wg.Go(func() { i.RunWithContext(ctx) })
+		wg.Go(func() {
+			// An empty namespace raises no event: look once it is known.
+			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
+				look()
+			}
+		})
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
+	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
+		if ctx.Err() == nil {
+			i.failed(err)
+			c.config.Log.Warn("watching ConfigMaps failed; trying again", "namespace", i.name(), "error", err)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
+	}
+	_, err = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(any) { i.failed(nil); look() },
+		UpdateFunc: func(_, _ any) { i.failed(nil); look() },
+		DeleteFunc: func(any) { i.failed(nil); look() },
+	})
+	if err != nil {
+		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
+	}
+	return nil
+}
+
+// ConfigMaps are the labelled ConfigMaps as they are now, in no order. They
+// must not be changed. The error is ErrNotSynced until the first full list of
+// every namespace is there.
+func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
+	var all []*corev1.ConfigMap
+	for _, i := range c.informers {
+		if !i.HasSynced() {
+			return nil, i.notSynced()
+		}
+		for _, object := range i.GetStore().List() {
+			cm, ok := object.(*corev1.ConfigMap)
+			if !ok {
+				return nil, fmt.Errorf("informer of namespace %s holds a %T", i.name(), object)
+			}
+			all = append(all, cm)
+		}
+	}
+	return all, nil
+}
+
+func (i *namespaceInformer) failed(err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.err = err
+}
+
+// notSynced is ErrNotSynced with the last error that the API server gave.
+func (i *namespaceInformer) notSynced() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.err != nil {
+		return fmt.Errorf("%w: namespace %s: %w", ErrNotSynced, i.name(), i.err)
+	}
+	return ErrNotSynced
+}
+
+// name is the namespace as a person writes it.
+func (i *namespaceInformer) name() string {
+	if i.namespace == metav1.NamespaceAll {
+		return "*"
+	}
+	return i.namespace
+}

@@ -1,0 +1,243 @@
+package watch
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+)
+
+// settleTime is how long files must be quiet before they are read: an editor
+// writes a file in several steps within a few milliseconds.
+const settleTime = 50 * time.Millisecond
+
+// FilesConfig is what Files needs.
+type FilesConfig struct {
+	// Paths are files, or folders of which all .yaml, .yml and .json files are
+	// read, as kubectl apply -f does.
+	Paths []string
+	// Namespaces to take ConfigMaps of; metav1.NamespaceAll stands for all. An
+	// object that names no namespace belongs to the first.
+	Namespaces []string
+	// Selector picks the ConfigMaps that are policies by their labels.
+	Selector labels.Selector
+	// Log is told when the operating system loses track of changes.
+	Log *slog.Logger
+}
+
+// Files watches the labelled ConfigMaps in files.
+type Files struct {
+	config FilesConfig
+
+	mu   sync.Mutex
+	last []*corev1.ConfigMap
+}
+
+// NewFiles reads the files once: what is broken at the start is an error.
+func NewFiles(config FilesConfig) (*Files, error) {
+	f := &Files{config: config}
+	configMaps, err := f.read()
+	if err != nil {
+		return nil, err
+	}
+	f.last = configMaps
+	return f, nil
+}
+
+// ConfigMaps are the labelled ConfigMaps of the files as they are now. If a file
+// is broken they are as they were before, and the error says what is wrong.
+func (f *Files) ConfigMaps() ([]*corev1.ConfigMap, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	configMaps, err := f.read()
+	if err != nil {
+		return f.last, err
+	}
+	f.last = configMaps
+	return f.last, nil
+}
+
+// Run watches the files until ctx ends and calls look after every change.
+func (f *Files) Run(ctx context.Context, look func()) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watching files: %w", err)
+	}
+	defer func() { _ = watcher.Close() }()
+	for _, path := range f.config.Paths {
+		if err := watcher.Add(folder(path)); err != nil {
+			return fmt.Errorf("watching %s: %w", path, err)
+		}
+	}
+	look() // for edits made between the first reading and now
+	quiet := time.NewTimer(settleTime)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-watcher.Events:
+			quiet.Reset(settleTime)
+		case err := <-watcher.Errors:
+			f.config.Log.Warn("watching files failed; looking again", "error", err)
+			quiet.Reset(settleTime)
+		case <-quiet.C:
+			look()
+		}
+	}
+}
+
+// folder is what is watched for path: an editor replaces a file by another of
+// the same name, and the folder sees both.
+func folder(path string) string {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return path
+	}
+	return filepath.Dir(path)
+}
+
+func (f *Files) read() ([]*corev1.ConfigMap, error) {
+	var all []*corev1.ConfigMap
+	from := make(map[string]string) // the file of each ConfigMap
+	for _, path := range f.config.Paths {
+		files, err := expand(path)
+		if err != nil {
+			return nil, err
+		}
+		for _, file := range files {
+			configMaps, err := f.readFile(file)
+			if err != nil {
+				return nil, err
+			}
+			for _, cm := range configMaps {
+				name := cm.Namespace + "/" + cm.Name
+				if first, ok := from[name]; ok && first != file {
+					return nil, fmt.Errorf("ConfigMap %s is in both %s and %s", name, first, file)
+				} else if ok {
+					return nil, fmt.Errorf("ConfigMap %s is in %s twice", name, file)
+				}
+				from[name] = file
+				all = append(all, cm)
+			}
+		}
+	}
+	return all, nil
+}
+
+// expand is path itself, or the manifests in it if it is a folder.
+func expand(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading manifests: %w", err)
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading manifests: %w", err)
+	}
+	var files []string
+	for _, entry := range entries {
+		if !entry.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(entry.Name())) {
+			files = append(files, filepath.Join(path, entry.Name()))
+		}
+	}
+	return files, nil
+}
+
+// readFile reads the ConfigMaps of one file that are policies. Objects of other
+// kinds are somebody else's.
+func (f *Files) readFile(file string) ([]*corev1.ConfigMap, error) {
+	data, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // deleted since the folder was read
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading manifests: %w", err)
+	}
+	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
+	var configMaps []*corev1.ConfigMap
+	for n := 1; ; n++ {
+		document, err := documents.Read()
+		if errors.Is(err, io.EOF) {
+			return configMaps, nil
+		}
+		if err == nil {
+			configMaps, err = f.readDocument(configMaps, document)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading %s, document %d: %w", file, n, err)
+		}
+	}
+}
+
+// manifest is what must be known of an object before it is read: a ConfigMap,
+// or a list of objects.
+type manifest struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Items      []json.RawMessage `json:"items"`
+}
+
+// readDocument appends the ConfigMaps of one YAML document that are policies.
+func (f *Files) readDocument(configMaps []*corev1.ConfigMap, document []byte) ([]*corev1.ConfigMap, error) {
+	var m manifest
+	if err := yaml.Unmarshal(document, &m); err != nil {
+		return nil, err
+	}
+	if m.APIVersion != "v1" {
+		return configMaps, nil
+	}
+	switch m.Kind {
+	case "List", "ConfigMapList":
+		for i, item := range m.Items {
+			var err error
+			if configMaps, err = f.readDocument(configMaps, item); err != nil {
+				return nil, fmt.Errorf("item %d: %w", i, err)
+			}
+		}
+	case "ConfigMap":
+		cm := new(corev1.ConfigMap)
+		if err := yaml.UnmarshalStrict(document, cm); err != nil {
+			return nil, err
+		}
+		if cm.Name == "" {
+			return nil, errors.New("a ConfigMap without metadata.name")
+		}
+		if f.wants(cm) {
+			configMaps = append(configMaps, cm)
+		}
+	}
+	return configMaps, nil
+}
+
+// wants reports whether cm is a policy of a watched namespace. It gives a
+// namespace to what has none.
+func (f *Files) wants(cm *corev1.ConfigMap) bool {
+	all := slices.Contains(f.config.Namespaces, metav1.NamespaceAll)
+	if cm.Namespace == "" {
+		cm.Namespace = f.config.Namespaces[0]
+		if all {
+			cm.Namespace = metav1.NamespaceDefault
+		}
+	}
+	return (all || slices.Contains(f.config.Namespaces, cm.Namespace)) &&
+		f.config.Selector.Matches(labels.Set(cm.Labels))
+}
