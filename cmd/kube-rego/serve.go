@@ -1,0 +1,66 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"k8s.io/klog/v2"
+
+	"github.com/kube-rego/kube-rego/pkg/daemon"
+	"github.com/kube-rego/kube-rego/pkg/engine"
+)
+
+func newServeCommand() *cobra.Command {
+	var options daemon.Options
+	level := slog.LevelInfo
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Watch policies and answer the admission webhook",
+		Long: `serve compiles all labelled ConfigMaps of the watched namespaces as one policy
+set, enforces it, and writes on each ConfigMap whether it is in force. A change
+that does not compile is held: what was in force before stays in force.
+
+It is ready once the first whole set is in force; until then it refuses every
+review. It stops on SIGTERM and SIGINT, after the requests in flight.`,
+		Example: `  # In a pod, with the service account's rights:
+  kube-rego serve --webhook-configuration=kube-rego
+
+  # Without a cluster:
+  kube-rego serve --manifests examples/pod-allowlist`,
+		Args: noArguments,
+		PreRunE: func(*cobra.Command, []string) error {
+			if err := options.Validate(); err != nil {
+				return &usageError{err}
+			}
+			return nil
+		},
+		RunE: func(c *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			klog.SetSlogLogger(log.With("component", "client-go"))
+			return daemon.Run(c.Context(), options, log)
+		},
+	}
+	addServeFlags(c.Flags(), &options)
+	c.Flags().TextVar(&level, "log-level", slog.LevelInfo, "what to log: debug, info, warn or error")
+	return c
+}
+
+func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
+	flags.SortFlags = false // in the order in which a person reads them
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; none: the pod's own service account")
+	flags.StringSliceVar(&o.Namespaces, "namespaces", []string{"opa"}, "namespaces to watch for policies; * for all")
+	flags.StringSliceVar(&o.Manifests, "manifests", nil, "read ConfigMaps from these `files or folders` instead of a cluster, and watch them; repeatable")
+	flags.StringVar(&o.PolicyLabel, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")
+	flags.StringVar(&o.PolicyValue, "policy-value", "rego", "`value` of that label")
+	flags.StringVar(&o.StatusAnnotation, "status-annotation", "openpolicyagent.org/policy-status", "annotation `key` for the status of a policy; empty: none is written")
+	flags.StringVar(&o.Entrypoint, "entrypoint", "system/main", "`path` of the decision that answers POST /")
+	flags.StringVar(&o.RegoVersion, "rego-version", "auto", "Rego version of policies that do not say it in the annotation openpolicyagent.org/rego-version: auto, v0 or v1")
+	flags.StringArrayVar(&o.Builtins, "enable-builtin", nil, fmt.Sprintf("switch on a built-in that is off by default, one of %v; repeatable", engine.OffByDefault()))
+	flags.StringVar(&o.Addr, "addr", ":8443", "`address` of the webhook, over HTTPS")
+	flags.StringVar(&o.DiagnosticAddr, "diagnostic-addr", "127.0.0.1:8282", "`address` of /healthz, /readyz, /metrics and /status")
+	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve with the certificate chain in this `file`, reloaded when it changes; none: make our own")
+	flags.StringVar(&o.TLSPrivateKeyFile, "tls-private-key-file", "", "`file` of the key of --tls-cert-file")
+	flags.StringArrayVar(&o.WebhookConfigurations, "webhook-configuration", nil, "`name` of a webhook configuration to put our own CA into; repeatable")
+}
