@@ -1,0 +1,74 @@
+# make help lists the targets. Everything works on a machine with Go, git and make; make test also needs a C compiler for
+# the race detector, make image one of docker, podman or buildah.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+# The control plane's programs and the linter are built once and kept outside the tree.
+CACHE := $(or $(KUBE_REGO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kube-rego)
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := $(CACHE)/tools/$(GOLANGCI_LINT_VERSION)/golangci-lint
+
+CONTAINER_TOOL ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
+
+.PHONY: build
+build: ## build bin/kube-rego
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/kube-rego ./cmd/kube-rego
+
+.PHONY: demo
+demo: programs ## play the whole story on two real control planes (the first time builds them: about 10 minutes)
+	@e2e/run demo --dir ../.local/demo
+
+.PHONY: test
+test: programs ## run all tests, unit and end to end, with the race detector
+	go test -race ./...
+	cd e2e && go test -race -timeout 30m ./...
+
+.PHONY: programs
+programs:
+	@echo 'looking for the programs of the control plane (the first time builds them: about 10 minutes)'
+	@e2e/run programs >/dev/null
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## check style, suspicious code and that go.mod is tidy
+	$(GOLANGCI_LINT) run ./...
+	cd e2e && $(GOLANGCI_LINT) run ./...
+	go mod tidy -diff
+	cd e2e && go mod tidy -diff
+
+$(GOLANGCI_LINT):
+	@echo 'building golangci-lint $(GOLANGCI_LINT_VERSION) (once, about 4 minutes on 2 cores)'
+	GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+.PHONY: bench
+bench: programs ## measure start to ready on the real API server, and compilation; prints tables with ratios
+	go test -run '^$$' -bench . -benchtime 3x ./pkg/engine
+	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./...
+
+.PHONY: fuzz
+fuzz: ## a minute for each fuzz target
+	go test -run '^$$' -fuzz FuzzReview -fuzztime 1m ./pkg/admission
+	go test -run '^$$' -fuzz FuzzStatus -fuzztime 1m ./pkg/configmap
+
+.PHONY: image
+image: ## build the image kube-rego:dev with docker, podman or buildah
+	@[ -n '$(CONTAINER_TOOL)' ] || { echo 'make image needs docker, podman or buildah' >&2; exit 1; }
+	CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags '$(LDFLAGS)' -o bin/linux/kube-rego ./cmd/kube-rego
+	$(CONTAINER_TOOL) build -t kube-rego:dev --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) .
+
+.PHONY: cluster
+cluster: programs ## start a local control plane and write .local/kubeconfig
+	@e2e/run cluster up --dir ../.local/cluster --kubeconfig ../.local/kubeconfig --stop-command 'make cluster-down'
+
+.PHONY: cluster-down
+cluster-down: ## stop what make cluster started
+	@e2e/run cluster down --dir ../.local/cluster
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
