@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
 )
 
 // normalise makes of a policy's answer a response that the API server takes:
@@ -51,6 +50,10 @@ func statusOf(response map[string]any) (map[string]any, error) {
 	}
 }
 
+// forbidden is the code of a denial: 403, as Kubernetes' own admission plugins
+// answer (k8s.io/apiserver, admission.NewForbidden).
+const forbidden = json.Number("403")
+
 // explain moves a denial's text from reason to message if message is empty.
 // Entrypoints in the field write the text into reason, where Kubernetes' API
 // conventions want one word for machines: kubectl then prints the text twice.
@@ -64,7 +67,7 @@ func explain(status map[string]any) map[string]any {
 	explained["message"] = reason
 	explained["reason"] = "Forbidden"
 	if _, ok := explained["code"]; !ok {
-		explained["code"] = json.Number(fmt.Sprint(http.StatusForbidden))
+		explained["code"] = forbidden
 	}
 	return explained
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // SecretName is the Secret that replicas share their bundle in.
-const SecretName = "kube-rego-tls"
+const SecretName = "kube-rego-tls" //nolint:gosec // G101: a name, not a credential
 
 // The keys of the Secret beside those of the type kubernetes.io/tls; ca.crt is
 // where cert-manager has it too.
