@@ -13,7 +13,6 @@ CACHE := $(or $(KUBE_REGO_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/kube-reg
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(CACHE)/tools/$(GOLANGCI_LINT_VERSION)/golangci-lint
 
-CONTAINER_TOOL ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 
 .PHONY: build
 build: ## build bin/kube-rego
@@ -54,9 +53,12 @@ fuzz: ## a minute for each fuzz target
 	go test -run '^$$' -fuzz FuzzReview -fuzztime 1m ./pkg/admission
 	go test -run '^$$' -fuzz FuzzStatus -fuzztime 1m ./pkg/configmap
 
+# The first of docker, podman and buildah that works here: a docker client without its engine does not.
+CONTAINER_TOOL ?= $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
+
 .PHONY: image
 image: ## build the image kube-rego:dev with docker, podman or buildah
-	@[ -n '$(CONTAINER_TOOL)' ] || { echo 'make image needs docker, podman or buildah' >&2; exit 1; }
+	@tool='$(CONTAINER_TOOL)'; [ -n "$$tool" ] || { echo 'make image needs docker, podman or buildah' >&2; exit 1; }
 	CGO_ENABLED=0 GOOS=linux go build -trimpath -ldflags '$(LDFLAGS)' -o bin/linux/kube-rego ./cmd/kube-rego
 	$(CONTAINER_TOOL) build -t kube-rego:dev --build-arg VERSION=$(VERSION) \
 		--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) .
