@@ -242,7 +242,7 @@ func refuses(t testing.TB, value string) {
 	t.Helper()
 	eventually(t, "refuse "+value, func(ctx context.Context) error {
 		if err := try(ctx, value); err == nil || err.Error() != refusal(value) {
-			return fmt.Errorf("got %v", err)
+			return fmt.Errorf("got %w", err)
 		}
 		return nil
 	})

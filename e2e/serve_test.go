@@ -163,7 +163,7 @@ func TestNoDecisionIsNoYes(t *testing.T) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("a refusal that says %q", parts), func(ctx context.Context) error {
 			if err := try(ctx, "x"); err == nil || !contains(parts...)(err.Error()) {
-				return fmt.Errorf("got %v", err)
+				return fmt.Errorf("got %w", err)
 			}
 			return nil
 		})
@@ -260,7 +260,7 @@ func TestTheCertificateIsShared(t *testing.T) {
 }
 
 // injectedCA is the CA in the webhook configuration, once there is one.
-func injectedCA(t *testing.T) []byte {
+func injectedCA(t testing.TB) []byte {
 	t.Helper()
 	var ca []byte
 	eventually(t, "a CA in the webhook configuration", func(ctx context.Context) error {
@@ -284,6 +284,27 @@ func client(ca []byte) *http.Client {
 		TLSClientConfig:   &tls.Config{RootCAs: roots, ServerName: "kube-rego.opa.svc", MinVersion: tls.VersionTLS12},
 		DisableKeepAlives: true,
 	}}
+}
+
+// reviewer asks an instance itself, as the API server would, about a ConfigMap with the label deny.
+func reviewer(t testing.TB, instance *kuberego.Instance) func(ctx context.Context, value string) (answer string, err error) {
+	t.Helper()
+	c := client(injectedCA(t))
+	return func(ctx context.Context, value string) (string, error) {
+		review := fmt.Sprintf(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"1",`+
+			`"object":{"metadata":{"labels":{"deny":%q}}}}}`, value)
+		request, err := http.NewRequestWithContext(ctx, http.MethodPost, instance.URL(), strings.NewReader(review))
+		if err != nil {
+			return "", err
+		}
+		response, err := c.Do(request)
+		if err != nil {
+			return "", err
+		}
+		defer response.Body.Close()
+		body, err := io.ReadAll(response.Body)
+		return string(body), err
+	}
 }
 
 func handshake(ctx context.Context, instance *kuberego.Instance, ca []byte) error {
@@ -369,22 +390,11 @@ func TestNotReadyWithoutTheFirstList(t *testing.T) {
 		}
 		return nil
 	})
-	var answer string
-	eventually(t, "an answer of the webhook", func(ctx context.Context) error {
-		request, err := http.NewRequestWithContext(ctx, http.MethodPost, instance.URL(), strings.NewReader("{}"))
-		if err != nil {
-			return err
-		}
-		response, err := client(injectedCA(t)).Do(request)
-		if err != nil {
-			return err
-		}
-		defer response.Body.Close()
-		body, err := io.ReadAll(response.Body)
-		answer = fmt.Sprint(response.StatusCode, " ", string(body))
-		return err
-	})
-	if !contains("503", `"reason":"ServiceUnavailable"`, "forbidden")(answer) {
+	answer, err := reviewer(t, instance)(t.Context(), "anything")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !contains(`"code":503`, `"reason":"ServiceUnavailable"`, "forbidden")(answer) {
 		t.Errorf("the webhook answers %s", answer)
 	}
 }

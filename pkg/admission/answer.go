@@ -54,20 +54,22 @@ func statusOf(response map[string]any) (map[string]any, error) {
 // answer (k8s.io/apiserver, admission.NewForbidden).
 const forbidden = json.Number("403")
 
-// explain moves a denial's text from reason to message if message is empty.
-// Entrypoints in the field write the text into reason, where Kubernetes' API
-// conventions want one word for machines: kubectl then prints the text twice.
+// explain words a denial as Kubernetes' own admission plugins do. Entrypoints
+// in the field write its text into reason, where the API conventions want one
+// word for machines and kubectl prints it beside the message: without a message
+// that text becomes the message. Code and reason are filled in where they are
+// missing.
 func explain(status map[string]any) map[string]any {
-	reason, _ := status["reason"].(string)
-	message, _ := status["message"].(string)
-	if message != "" || reason == "" {
-		return status
-	}
 	explained := maps.Clone(status)
-	explained["message"] = reason
-	explained["reason"] = "Forbidden"
-	if _, ok := explained["code"]; !ok {
+	if reason := text(status["reason"]); reason != "" && text(status["message"]) == "" {
+		explained["message"] = reason
+		delete(explained, "reason")
+	}
+	if explained["code"] == nil {
 		explained["code"] = forbidden
+	}
+	if explained["reason"] == nil && explained["code"] == forbidden {
+		explained["reason"] = "Forbidden"
 	}
 	return explained
 }

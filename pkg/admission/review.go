@@ -40,6 +40,14 @@ type Answer struct {
 	Allowed bool
 	// DecisionID names the decision in logs.
 	DecisionID string
+	// Request says what was asked about.
+	Request Request
+}
+
+// Request is what a log may tell of a request: never the object itself, which
+// may hold secrets.
+type Request struct {
+	UID, Operation, Kind, Namespace, Name, User string
 }
 
 // InvalidReviewError says why what was sent is no AdmissionReview.
@@ -61,11 +69,11 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 		return Answer{}, err
 	}
 	decision, err := r.decider.Decide(ctx, r.entrypoint, review.input)
-	answer := Answer{DecisionID: decision.ID}
+	answer := Answer{DecisionID: decision.ID, Request: review.request}
 	if err != nil {
 		return answer, err
 	}
-	response, err := normalise(decision.Result, review.uid)
+	response, err := normalise(decision.Result, review.request.UID)
 	if err != nil {
 		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
 	}
@@ -85,7 +93,7 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 type review struct {
 	input      map[string]any
 	apiVersion string
-	uid        string
+	request    Request
 }
 
 // kind and versions of the only thing that the API server sends to a webhook.
@@ -118,10 +126,29 @@ func decode(body []byte) (review, error) {
 	if !ok {
 		return review{}, invalid("request is missing")
 	}
-	if r.uid, _ = request["uid"].(string); r.uid == "" {
+	if r.request = describe(request); r.request.UID == "" {
 		return review{}, invalid("request.uid is missing")
 	}
 	return r, nil
+}
+
+func describe(request map[string]any) Request {
+	kind, _ := request["kind"].(map[string]any)
+	user, _ := request["userInfo"].(map[string]any)
+	return Request{
+		UID:       text(request["uid"]),
+		Operation: text(request["operation"]),
+		Kind:      text(kind["kind"]),
+		Namespace: text(request["namespace"]),
+		Name:      text(request["name"]),
+		User:      text(user["username"]),
+	}
+}
+
+// text is v if it is a string.
+func text(v any) string {
+	s, _ := v.(string)
+	return s
 }
 
 // jsonError words an error of encoding/json without Go's type names.

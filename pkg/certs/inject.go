@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,8 +29,10 @@ type InjectorConfig struct {
 	// Names of ValidatingWebhookConfigurations and
 	// MutatingWebhookConfigurations; one that does not exist yet is waited for.
 	Names []string
-	// CA is the bundle to put in, in PEM.
-	CA []byte
+	// CA gives the bundle to put in, in PEM. It is asked anew whenever a
+	// configuration holds another one: that one may be the newer, from a replica
+	// that had to make a new bundle, and two replicas must not fight.
+	CA func(ctx context.Context) ([]byte, error)
 	// Log is told of each configuration that was changed.
 	Log *slog.Logger
 }
@@ -38,6 +41,9 @@ type InjectorConfig struct {
 // when somebody applies them anew without it.
 type Injector struct {
 	config InjectorConfig
+
+	mu sync.Mutex
+	ca []byte // as it was last asked for
 }
 
 // NewInjector makes an Injector; Run starts it.
@@ -105,46 +111,62 @@ func (i *Injector) keep(ctx context.Context, name string, informer cache.SharedI
 
 // repair puts the CA into each webhook of a configuration that lacks it.
 func (i *Injector) repair(ctx context.Context, object any) error {
-	registration := i.config.Client.AdmissionregistrationV1()
-	var kind, name string
-	var err error
-	changed := false
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	switch c := object.(type) {
 	case *admissionregistrationv1.ValidatingWebhookConfiguration:
-		kind, name, c = "ValidatingWebhookConfiguration", c.Name, c.DeepCopy()
+		c = c.DeepCopy()
+		var clients []*admissionregistrationv1.WebhookClientConfig
 		for n := range c.Webhooks {
-			changed = i.inject(&c.Webhooks[n].ClientConfig) || changed
+			clients = append(clients, &c.Webhooks[n].ClientConfig)
 		}
-		if changed {
-			_, err = registration.ValidatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
-		}
+		return i.update(ctx, "ValidatingWebhookConfiguration", c.Name, clients, func() error {
+			_, err := i.config.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
+			return err
+		})
 	case *admissionregistrationv1.MutatingWebhookConfiguration:
-		kind, name, c = "MutatingWebhookConfiguration", c.Name, c.DeepCopy()
+		c = c.DeepCopy()
+		var clients []*admissionregistrationv1.WebhookClientConfig
 		for n := range c.Webhooks {
-			changed = i.inject(&c.Webhooks[n].ClientConfig) || changed
+			clients = append(clients, &c.Webhooks[n].ClientConfig)
 		}
-		if changed {
-			_, err = registration.MutatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
-		}
-	default:
-		return fmt.Errorf("unexpected %T", object)
+		return i.update(ctx, "MutatingWebhookConfiguration", c.Name, clients, func() error {
+			_, err := i.config.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
+			return err
+		})
 	}
-	switch {
+	return fmt.Errorf("unexpected %T", object)
+}
+
+// update gives the CA to the webhooks and writes their configuration, if one of
+// them lacks it.
+func (i *Injector) update(ctx context.Context, kind, name string, clients []*admissionregistrationv1.WebhookClientConfig, write func() error) error {
+	if i.complete(clients) {
+		return nil
+	}
+	ca, err := i.config.CA(ctx)
+	if err != nil {
+		return err
+	}
+	if i.ca = ca; i.complete(clients) {
+		return nil
+	}
+	for _, c := range clients {
+		c.CABundle = ca
+	}
+	switch err := write(); {
 	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
 		return nil // it has changed since; the watch brings the new one
 	case err != nil:
 		return fmt.Errorf("updating %s %s: %w", kind, name, err)
-	case changed:
-		i.config.Log.Info("put the CA into the webhook configuration", "kind", kind, "webhookConfiguration", name)
 	}
+	i.config.Log.Info("put the CA into the webhook configuration", "kind", kind, "webhookConfiguration", name)
 	return nil
 }
 
-// inject gives the CA to one webhook and reports whether it lacked it.
-func (i *Injector) inject(client *admissionregistrationv1.WebhookClientConfig) (changed bool) {
-	if bytes.Equal(client.CABundle, i.config.CA) {
-		return false
-	}
-	client.CABundle = i.config.CA
-	return true
+// complete reports whether all webhooks have the CA that was last asked for.
+func (i *Injector) complete(clients []*admissionregistrationv1.WebhookClientConfig) bool {
+	return !slices.ContainsFunc(clients, func(c *admissionregistrationv1.WebhookClientConfig) bool {
+		return len(i.ca) == 0 || !bytes.Equal(c.CABundle, i.ca)
+	})
 }

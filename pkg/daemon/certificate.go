@@ -4,7 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"log/slog"
+	"fmt"
 	"sync"
 	"time"
 
@@ -92,20 +92,27 @@ func (d *daemon) certify(ctx context.Context) error {
 // certifyShared shares a bundle with the other replicas, and keeps its CA in
 // the webhook configurations.
 func (d *daemon) certifyShared(ctx context.Context) error {
-	bundle, err := d.sharedBundle(ctx)
-	if err != nil {
-		return err
-	}
-	if err := d.useBundle(bundle); err != nil {
+	if err := d.waitForBundle(ctx); err != nil {
 		return err
 	}
 	certs.NewInjector(certs.InjectorConfig{
 		Client: d.cluster.client,
 		Names:  d.options.WebhookConfigurations,
-		CA:     bundle.CA,
+		CA:     d.sharedCA,
 		Log:    d.log,
 	}).Run(ctx)
 	return nil
+}
+
+// sharedCA takes over the bundle that the replicas share now.
+func (d *daemon) sharedCA(ctx context.Context) ([]byte, error) {
+	namespace := d.cluster.namespace
+	secrets := d.cluster.client.CoreV1().Secrets(namespace)
+	bundle, err := certs.Shared(ctx, secrets, hosts(namespace), time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("namespace %s: %w", namespace, err)
+	}
+	return bundle.CA, d.useBundle(bundle)
 }
 
 func (d *daemon) useBundle(bundle certs.Bundle) error {
@@ -117,24 +124,21 @@ func (d *daemon) useBundle(bundle certs.Bundle) error {
 	return nil
 }
 
-// sharedBundle tries until it has the bundle or ctx ends.
-func (d *daemon) sharedBundle(ctx context.Context) (certs.Bundle, error) {
-	namespace := d.cluster.namespace
-	log := d.log.With(slog.String("namespace", namespace))
-	secrets := d.cluster.client.CoreV1().Secrets(namespace)
+// waitForBundle tries until there is a bundle or ctx ends.
+func (d *daemon) waitForBundle(ctx context.Context) error {
 	for {
-		bundle, err := certs.Shared(ctx, secrets, hosts(namespace), time.Now())
+		_, err := d.sharedCA(ctx)
 		if err == nil {
-			return bundle, nil
+			return nil
 		}
 		if ctx.Err() != nil {
-			return certs.Bundle{}, ctx.Err()
+			return ctx.Err()
 		}
 		d.certificate.failed(err)
-		log.Error("there is no serving certificate yet; trying again", "error", err)
+		d.log.Error("there is no serving certificate yet; trying again", "error", err)
 		select {
 		case <-ctx.Done():
-			return certs.Bundle{}, ctx.Err()
+			return ctx.Err()
 		case <-time.After(certificateRetry):
 		}
 	}

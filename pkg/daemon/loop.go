@@ -137,13 +137,16 @@ func (l *loop) enforce(ctx context.Context, set policy.Set) error {
 	before := l.Report()
 	l.update(func(s *state) { s.report, s.waiting = report, nil })
 	l.recorder.Reported(report)
-	l.tell(before, report, time.Since(start))
+	l.tell(before, report)
+	if before.Fingerprint != report.Fingerprint {
+		l.log.Info("policy set in force",
+			"fingerprint", report.Fingerprint, "modules", len(snapshot.IDs()), "held", len(report.Held()), "took", time.Since(start))
+	}
 	return nil
 }
 
-// tell logs what changed: modules that came to be held or no longer are, and
-// the set as a whole.
-func (l *loop) tell(before, after policy.Report, took time.Duration) {
+// tell logs which modules came to be held and which no longer are.
+func (l *loop) tell(before, after policy.Report) {
 	was := make(map[policy.ID]policy.Status, len(before.Modules))
 	for _, s := range before.Modules {
 		was[s.ID] = s
@@ -156,8 +159,6 @@ func (l *loop) tell(before, after policy.Report, took time.Duration) {
 			l.log.Info("module in force again", "module", s.ID.String())
 		}
 	}
-	l.log.Info("policy set in force",
-		"fingerprint", after.Fingerprint, "modules", len(l.snapshot.IDs()), "held", len(after.Held()), "took", took)
 }
 
 // sourceFailed logs when an error of the source comes, changes or goes.

@@ -72,19 +72,23 @@ func (e *Engine) Activate(ctx context.Context, snapshot *Snapshot) error {
 
 // Decide asks for the decision at path, such as system/main, with input: what
 // encoding/json decodes to, with json.Number for numbers. The result has that
-// form too. The error is policy.ErrUndefined if there is no such decision.
+// form too. The error is policy.ErrUndefined if there is no such decision, and
+// that of ctx if it ended before there was one.
 func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Decision, error) {
 	result, err := e.opa.Decision(ctx, sdk.DecisionOptions{Path: path, Input: input})
-	if err != nil {
-		if sdk.IsUndefinedErr(err) {
-			err = policy.ErrUndefined
-		}
-		err = fmt.Errorf("decision %s: %w", strings.Trim(path, "/"), err)
+	decision := policy.Decision{}
+	if result != nil {
+		decision.ID, decision.Result = result.ID, result.Result
 	}
-	if result == nil {
-		return policy.Decision{}, err
+	switch {
+	case err == nil:
+		return decision, nil
+	case sdk.IsUndefinedErr(err):
+		err = policy.ErrUndefined
+	case ctx.Err() != nil: // OPA's own error says only that it was cancelled
+		err = fmt.Errorf("%w: %w", ctx.Err(), err)
 	}
-	return policy.Decision{ID: result.ID, Result: result.Result}, err
+	return decision, fmt.Errorf("decision %s: %w", strings.Trim(path, "/"), err)
 }
 
 // CheckPath reports whether path names a decision, such as system/main.

@@ -115,13 +115,14 @@ func (p *parser) problems(err error) []policy.Problem {
 		problems = append(problems, p.problem(e))
 	}
 	slices.SortStableFunc(problems, byPlace)
-	return slices.Compact(problems)
+	// Of several errors at one place the parser's first is the cause.
+	return slices.CompactFunc(problems, func(a, b policy.Problem) bool { return byPlace(a, b) == 0 })
 }
 
 func (p *parser) problem(e *ast.Error) policy.Problem {
 	problem := policy.Problem{Code: e.Code, Message: e.Message, Row: 1, Col: 1}
 	if e.Location != nil && e.Location.Row > 0 {
-		problem.Row, problem.Col = e.Location.Row, e.Location.Col
+		problem.Row, problem.Col = e.Location.Row, max(1, e.Location.Col) // OPA counts the end of the text as column 0
 	}
 	if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok && slices.Contains(p.off, name) {
 		problem.Message += ": this built-in is off unless --enable-builtin=" + name + " switches it on"

@@ -83,37 +83,47 @@ func (s *settlement) bring(compiler *ast.Compiler, changes []change) *ast.Compil
 		delete(s.held, c.id)
 	}
 	for open := changes; len(open) > 0; open = s.open(open) {
-		modules := apply(s.base, open)
-		result := compile(s.parser.capabilities, modules)
-		if result.ok() {
-			s.base = modules
+		result, ok := s.try(open)
+		if ok {
 			return result.compiler
 		}
 		if !s.holdNamed(result, open) {
-			compiler = s.admit(compiler, open)
-			return compiler
+			return s.divide(compiler, result, open)
 		}
 	}
 	return compiler
 }
 
-// admit adds to the base the changes, oldest first, and holds each that does
-// not compile with what was added before it. Halving the list costs about
-// k·log2(n) compilations for k such changes among n.
-func (s *settlement) admit(compiler *ast.Compiler, changes []change) *ast.Compiler {
-	modules := apply(s.base, changes)
-	result := compile(s.parser.capabilities, modules)
-	switch {
-	case result.ok():
-		s.base = modules
-		return result.compiler
-	case len(changes) == 1:
-		s.held[changes[0].id] = s.blame(result, changes[0])
+// divide adds to the base the changes, oldest first, and holds each that does
+// not compile with what was added before it, given the result of trying all of
+// them. Halving the list costs about k·log2(n) compilations for k such changes
+// among n.
+func (s *settlement) divide(compiler *ast.Compiler, failed result, changes []change) *ast.Compiler {
+	if len(changes) == 1 {
+		s.held[changes[0].id] = s.blame(failed, changes[0])
 		return compiler
 	}
 	half := len(changes) / 2
-	compiler = s.admit(compiler, changes[:half])
-	return s.admit(compiler, changes[half:])
+	for _, part := range [][]change{changes[:half], changes[half:]} {
+		result, ok := s.try(part)
+		if ok {
+			compiler = result.compiler
+			continue
+		}
+		compiler = s.divide(compiler, result, part)
+	}
+	return compiler
+}
+
+// try compiles the base with the changes, and makes that the base if it does.
+func (s *settlement) try(changes []change) (_ result, ok bool) {
+	modules := apply(s.base, changes)
+	result := compile(s.parser.capabilities, modules)
+	if !result.ok() {
+		return result, false
+	}
+	s.base = modules
+	return result, true
 }
 
 func (s *settlement) isHeld(c change) bool {

@@ -29,7 +29,7 @@ func NewDiagnostic(state State, metrics *Metrics) http.Handler {
 		writeJSON(w, http.StatusOK, statusBody(state))
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		writeError(w, http.StatusNotFound, "not_found", "there are /healthz, /readyz, /metrics and /status")
+		writeError(w, http.StatusNotFound, "there are /healthz, /readyz, /metrics and /status")
 	})
 	return mux
 }

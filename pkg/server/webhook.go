@@ -11,6 +11,8 @@ import (
 	"runtime/debug"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -51,10 +53,10 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.recovered(w)
 	switch {
 	case r.URL.Path != "/":
-		writeError(w, http.StatusNotFound, "not_found", fmt.Sprintf("nothing is served at %s; AdmissionReviews go to POST /", r.URL.Path))
+		writeError(w, http.StatusNotFound, fmt.Sprintf("nothing is served at %s; AdmissionReviews go to POST /", r.URL.Path))
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
-		writeError(w, http.StatusMethodNotAllowed, "method_not_allowed", "this is an admission webhook: send an AdmissionReview with POST /")
+		writeError(w, http.StatusMethodNotAllowed, "this is an admission webhook: send an AdmissionReview with POST /")
 	default:
 		h.review(w, r)
 	}
@@ -72,20 +74,27 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	answer, err := h.answer(w, r)
 	if err != nil {
-		status, code, outcome := classify(err)
+		status, outcome := classify(err)
 		h.metrics.reviewed(outcome, time.Since(start))
-		h.log.Warn("no decision", "outcome", outcome, "status", status, "code", code, "decisionID", answer.DecisionID, "error", err)
-		writeError(w, status, code, err.Error())
+		about(h.log, answer).Warn("no decision", "outcome", outcome, "status", status, "error", err)
+		writeError(w, status, err.Error())
 		return
 	}
-	outcome := outcomeDenied
+	outcome, level := outcomeDenied, slog.LevelInfo
 	if answer.Allowed {
-		outcome = outcomeAllowed
+		outcome, level = outcomeAllowed, slog.LevelDebug
 	}
 	h.metrics.reviewed(outcome, time.Since(start))
-	h.log.Debug("decision", "outcome", outcome, "decisionID", answer.DecisionID)
+	about(h.log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(answer.Body) // a client that is gone hears nothing
+}
+
+// about is the log for lines that speak of one decision.
+func about(log *slog.Logger, answer admission.Answer) *slog.Logger {
+	r := answer.Request
+	return log.With("decisionID", answer.DecisionID, "uid", r.UID, "operation", r.Operation,
+		"kind", r.Kind, "namespace", r.Namespace, "name", r.Name, "user", r.User)
 }
 
 func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answer, error) {
@@ -100,7 +109,7 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answ
 	defer cancel()
 	body, err := readBody(w, r)
 	if err != nil {
-		return admission.Answer{}, fmt.Errorf("reading the body: %w", err)
+		return admission.Answer{}, err
 	}
 	return h.reviewer.Review(ctx, body)
 }
@@ -109,9 +118,17 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answ
 // read at all: so the client hears why instead of a broken connection.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if r.ContentLength > maxBodyBytes {
-		return nil, &http.MaxBytesError{Limit: maxBodyBytes}
+		return nil, errTooLarge
 	}
-	return io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBodyBytes))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, errTooLarge
+	case err != nil:
+		return nil, &badRequestError{fmt.Sprintf("reading the body: %v", err)}
+	}
+	return body, nil
 }
 
 // reviewTimeout is how long the API server waits for the answer.
@@ -127,6 +144,9 @@ func reviewTimeout(r *http.Request) (time.Duration, error) {
 	return min(timeout, maxTimeout), nil
 }
 
+// errTooLarge is the error of a body beyond maxBodyBytes.
+var errTooLarge = fmt.Errorf("the body is larger than %d bytes", maxBodyBytes)
+
 type notReadyError struct{ error }
 
 type badRequestError struct{ text string }
@@ -135,26 +155,25 @@ func (e *badRequestError) Error() string { return e.text }
 
 // classify is the one place where an error becomes an HTTP status. A status
 // other than 200 leaves the decision to the webhook's failurePolicy.
-func classify(err error) (status int, code, outcome string) {
+func classify(err error) (status int, outcome string) {
 	var (
 		invalid  *admission.InvalidReviewError
 		bad      *badRequestError
-		tooLarge *http.MaxBytesError
 		notReady *notReadyError
 	)
 	switch {
 	case errors.As(err, &invalid), errors.As(err, &bad):
-		return http.StatusBadRequest, "invalid_parameter", outcomeInvalid
-	case errors.As(err, &tooLarge):
-		return http.StatusRequestEntityTooLarge, "request_too_large", outcomeInvalid
+		return http.StatusBadRequest, outcomeInvalid
+	case errors.Is(err, errTooLarge):
+		return http.StatusRequestEntityTooLarge, outcomeInvalid
 	case errors.As(err, &notReady):
-		return http.StatusServiceUnavailable, "not_ready", outcomeError
+		return http.StatusServiceUnavailable, outcomeError
 	case errors.Is(err, policy.ErrUndefined):
-		return http.StatusInternalServerError, "undefined_decision", outcomeError
+		return http.StatusInternalServerError, outcomeError
 	case errors.Is(err, context.DeadlineExceeded):
-		return http.StatusGatewayTimeout, "timeout", outcomeError
+		return http.StatusGatewayTimeout, outcomeError
 	}
-	return http.StatusInternalServerError, "internal_error", outcomeError
+	return http.StatusInternalServerError, outcomeError
 }
 
 // recovered turns a panic into an answer: one request must not be able to end
@@ -166,17 +185,30 @@ func (h *Webhook) recovered(w http.ResponseWriter) {
 	}
 	h.metrics.reviewed(outcomeError, 0)
 	h.log.Error("panic while answering a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-	writeError(w, http.StatusInternalServerError, "internal_error", "internal error")
+	writeError(w, http.StatusInternalServerError, "internal error")
 }
 
-// errorBody is how OPA's REST API words an error.
-type errorBody struct {
-	Code    string `json:"code"`
-	Message string `json:"message"`
+// writeError answers with an error as Kubernetes words one: of an HTTP error the
+// API server passes on to its user only what it finds in a Status.
+func writeError(w http.ResponseWriter, status int, message string) {
+	writeJSON(w, status, metav1.Status{
+		TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"},
+		Status:   metav1.StatusFailure,
+		Message:  message,
+		Reason:   reasons[status],
+		Code:     int32(status), //nolint:gosec // G115: HTTP statuses have three digits
+	})
 }
 
-func writeError(w http.ResponseWriter, status int, code, message string) {
-	writeJSON(w, status, errorBody{Code: code, Message: message})
+// reasons are Kubernetes' words for the HTTP statuses that we answer with.
+var reasons = map[int]metav1.StatusReason{
+	http.StatusBadRequest:            metav1.StatusReasonBadRequest,
+	http.StatusNotFound:              metav1.StatusReasonNotFound,
+	http.StatusMethodNotAllowed:      metav1.StatusReasonMethodNotAllowed,
+	http.StatusRequestEntityTooLarge: metav1.StatusReasonRequestEntityTooLarge,
+	http.StatusInternalServerError:   metav1.StatusReasonInternalError,
+	http.StatusServiceUnavailable:    metav1.StatusReasonServiceUnavailable,
+	http.StatusGatewayTimeout:        metav1.StatusReasonTimeout,
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {

@@ -46,7 +46,7 @@ func birth(pid int) (string, error) {
 // may contain spaces and brackets, so the fields are counted from the last bracket on.
 func startTicks(stat string) (string, error) {
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	const state, startTime = 3 - 3, 22 - 3
+	const state, startTime = 0, 22 - 3 // the third field is the first here
 	if len(fields) <= startTime {
 		return "", fmt.Errorf("read the start time of a process: unexpected text %q", stat)
 	}

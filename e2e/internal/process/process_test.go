@@ -129,7 +129,7 @@ func TestEnvironment(t *testing.T) {
 			}
 			said := func(context.Context) error {
 				if log, err := os.ReadFile(p.LogPath()); err != nil || string(log) != test.want {
-					return fmt.Errorf("log = %q, %v; want %q", log, err, test.want)
+					return fmt.Errorf("log = %q, %w; want %q", log, err, test.want)
 				}
 				return nil
 			}
