@@ -60,7 +60,10 @@ func (p *parser) parseModule(m policy.Module) *module {
 		version = p.version
 	}
 	tree, version, err := p.parseVersion(m, version)
-	parsed.ast, parsed.version, parsed.problems = tree, version, p.problems(err)
+	parsed.version, parsed.problems = version, p.problems(err)
+	if err == nil {
+		parsed.ast = tree
+	}
 	return parsed
 }
 
@@ -81,12 +84,15 @@ func (p *parser) parseVersion(m policy.Module, version policy.RegoVersion) (*ast
 	if errV0 == nil {
 		return v0, policy.RegoV0, nil
 	}
-	if firstRow(errV0) > firstRow(errV1) {
+	// A text that v1's grammar took is v1: it breaks one of v1's further rules.
+	if v1 == nil && firstRow(errV0) > firstRow(errV1) {
 		return nil, policy.RegoV0, errV0
 	}
 	return nil, policy.RegoV1, errV1
 }
 
+// parseText parses m in one version. With an error of a rule that v1 has beyond
+// its grammar it gives the tree too.
 func (p *parser) parseText(m policy.Module, version policy.RegoVersion) (*ast.Module, error) {
 	options := ast.ParserOptions{
 		Capabilities:      p.capabilities,
@@ -102,7 +108,7 @@ func (p *parser) parseText(m policy.Module, version policy.RegoVersion) (*ast.Mo
 	}
 	if version == policy.RegoV1 {
 		if errs := ast.CheckRegoV1(tree); len(errs) > 0 {
-			return nil, errs
+			return tree, errs
 		}
 	}
 	return tree, nil
@@ -124,8 +130,13 @@ func (p *parser) problem(e *ast.Error) policy.Problem {
 	if e.Location != nil && e.Location.Row > 0 {
 		problem.Row, problem.Col = e.Location.Row, max(1, e.Location.Col) // OPA counts the end of the text as column 0
 	}
-	if name, ok := strings.CutPrefix(e.Message, "undefined function "); ok && slices.Contains(p.off, name) {
-		problem.Message += ": this built-in is off unless --enable-builtin=" + name + " switches it on"
+	for _, name := range p.off {
+		// Where a function is named and not called, its first part counts as a
+		// variable.
+		first, _, _ := strings.Cut(name, ".")
+		if e.Message == "undefined function "+name || e.Message == "var "+first+" is unsafe" {
+			problem.Message += ": the built-in " + name + " is off unless --enable-builtin=" + name + " switches it on"
+		}
 	}
 	return problem
 }

@@ -1,0 +1,77 @@
+package policy_test
+
+import (
+	"encoding/json"
+	"slices"
+	"testing"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+func TestAProblemInOneLine(t *testing.T) {
+	cases := map[string]struct {
+		problem policy.Problem
+		want    string
+	}{
+		"with its place": {
+			policy.Problem{Code: "rego_parse_error", Message: "unexpected eof", Row: 3, Col: 12},
+			"3:12: rego_parse_error: unexpected eof",
+		},
+		"without a place where there is none": {
+			policy.Problem{Code: policy.CodeDefect, Message: "not UTF-8 text"},
+			"invalid_parameter: not UTF-8 text",
+		},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := c.problem.String(); got != c.want {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestAProblemAsJSONLeavesOutAPlaceThatIsNone(t *testing.T) {
+	cases := map[string]policy.Problem{
+		`{"code":"c","message":"m","row":1,"col":2}`: {Code: "c", Message: "m", Row: 1, Col: 2},
+		`{"code":"c","message":"m"}`:                 {Code: "c", Message: "m"},
+	}
+	for want, problem := range cases {
+		got, err := json.Marshal(problem)
+		if err != nil || string(got) != want {
+			t.Errorf("got %s and error %v, want %s", got, err, want)
+		}
+	}
+}
+
+func TestAModuleWithProblemsIsHeld(t *testing.T) {
+	problems := []policy.Problem{{Code: "c", Message: "m"}}
+	a := policy.Status{ID: id("opa", "a", "main"), InForce: policy.Current}
+	b := policy.Status{ID: id("opa", "b", "main"), InForce: policy.Previous, Problems: problems}
+	c := policy.Status{ID: id("opa", "c", "main"), InForce: policy.None, Problems: problems}
+	d := policy.Status{ID: id("opa", "d", "main"), InForce: policy.Current}
+
+	for _, want := range []struct {
+		status policy.Status
+		held   bool
+		state  string
+	}{
+		{a, false, policy.StateInForce}, {b, true, policy.StateHeld}, {c, true, policy.StateHeld},
+	} {
+		if want.status.Held() != want.held || want.status.State() != want.state {
+			t.Errorf("%s: held %t and state %q, want %t and %q",
+				want.status.ID, want.status.Held(), want.status.State(), want.held, want.state)
+		}
+	}
+
+	var held []policy.ID
+	for _, s := range (policy.Report{Modules: []policy.Status{a, b, c, d}}).Held() {
+		held = append(held, s.ID)
+	}
+	if want := []policy.ID{b.ID, c.ID}; !slices.Equal(held, want) {
+		t.Errorf("held: got %v, want %v", held, want)
+	}
+	if held := (policy.Report{Modules: []policy.Status{a, d}}).Held(); len(held) != 0 {
+		t.Errorf("held of a report where all is in force: %v", held)
+	}
+}
