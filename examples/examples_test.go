@@ -1,0 +1,189 @@
+// Package examples_test plays every example: each request of each case gets the
+// answer that is written beside it.
+package examples_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	admissionv1 "k8s.io/api/admission/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/yaml"
+
+	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+	"github.com/kube-rego/kube-rego/pkg/watch"
+)
+
+func TestExamples(t *testing.T) {
+	played := 0
+	for _, requests := range glob(t, "*/requests") {
+		folder := filepath.Dir(requests)
+		t.Run(folder, func(t *testing.T) {
+			reviewer := newReviewer(t, folder)
+			files := glob(t, filepath.Join(requests, "*.json"))
+			for _, file := range files {
+				name := strings.TrimSuffix(filepath.Base(file), ".json")
+				t.Run(name, func(t *testing.T) {
+					want := strings.TrimSuffix(read(t, strings.TrimSuffix(file, ".json")+".want"), "\n")
+					if got := answer(t, reviewer, read(t, file)); got != want {
+						t.Errorf("got  %s\nwant %s", got, want)
+					}
+				})
+				played++
+			}
+			if answers := glob(t, filepath.Join(requests, "*.want")); len(answers) != len(files) {
+				t.Errorf("there are %d requests and %d answers", len(files), len(answers))
+			}
+		})
+	}
+	if played == 0 {
+		t.Error("there is no example with a request")
+	}
+}
+
+// newReviewer enforces the ConfigMaps of a folder as kube-rego serve does
+// without flags.
+func newReviewer(t *testing.T, folder string) *admission.Reviewer {
+	t.Helper()
+	source, err := watch.NewFiles(watch.FilesConfig{
+		Paths:      []string{folder},
+		Namespaces: []string{"opa"},
+		Selector:   labels.SelectorFromSet(labels.Set{"openpolicyagent.org/policy": "rego"}),
+		Log:        slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	configMaps, err := source.ConfigMaps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var modules []policy.Module
+	for _, cm := range configMaps {
+		modules = append(modules, configmap.Modules(cm)...)
+	}
+	if len(modules) == 0 {
+		t.Fatal("there are no policies")
+	}
+	compiler, err := engine.NewCompiler(policy.RegoAuto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshot, report := compiler.Compile(compiler.Empty(), policy.NewSet(modules...))
+	for _, s := range report.Held() {
+		t.Fatalf("%s is held: %v", s.ID, s.Problems)
+	}
+	opa, err := engine.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { opa.Stop(context.WithoutCancel(t.Context())) })
+	if err := opa.Activate(t.Context(), snapshot); err != nil {
+		t.Fatal(err)
+	}
+	return admission.NewReviewer(opa, "system/main")
+}
+
+// answer is the answer to a request in the form of the .want files.
+func answer(t *testing.T, reviewer *admission.Reviewer, request string) string {
+	t.Helper()
+	got, err := reviewer.Review(t.Context(), []byte(request))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var review admissionv1.AdmissionReview
+	if err := json.Unmarshal(got.Body, &review); err != nil {
+		t.Fatal(err)
+	}
+	switch response := review.Response; {
+	case response.Allowed:
+		return "allowed"
+	case response.Result == nil:
+		return "denied"
+	default:
+		return "denied\n" + response.Result.Message
+	}
+}
+
+func TestManifestsAreYAML(t *testing.T) {
+	parsed := 0
+	for _, root := range []string{".", filepath.Join("..", "manifests")} {
+		err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || filepath.Ext(path) != ".yaml" {
+				return err
+			}
+			parsed++
+			t.Run(filepath.ToSlash(path), func(t *testing.T) { parse(t, path) })
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if parsed == 0 {
+		t.Error("there are no manifests")
+	}
+}
+
+// parse fails the test unless every document of a file is an object that
+// kubectl can tell the kind of, with no key twice.
+func parse(t *testing.T, file string) {
+	t.Helper()
+	documents := utilyaml.NewYAMLReader(bufio.NewReader(strings.NewReader(read(t, file))))
+	n := 0
+	for ; ; n++ {
+		document, err := documents.Read()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var whole map[string]any
+		if err := yaml.UnmarshalStrict(document, &whole); err != nil {
+			t.Fatalf("document %d: %v", n+1, err)
+		}
+		var object metav1.TypeMeta
+		if err := yaml.Unmarshal(document, &object); err != nil {
+			t.Fatalf("document %d: %v", n+1, err)
+		}
+		if object.APIVersion == "" || object.Kind == "" {
+			t.Errorf("document %d has no apiVersion or no kind", n+1)
+		}
+	}
+	if n == 0 {
+		t.Error("there is no document")
+	}
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}

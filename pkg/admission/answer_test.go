@@ -1,0 +1,184 @@
+package admission_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// allowedTo is the policy that answers with this response.
+func allowedTo(response string) string {
+	return `package system
+main := {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": ` + response + `}`
+}
+
+func TestAnswersOfPolicies(t *testing.T) {
+	for _, test := range []struct {
+		name, rego string
+		want       string // the response that is sent
+	}{
+		{
+			name: "an answer in v1 is sent as it is",
+			rego: `package system
+				main := {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": {"uid": input.request.uid, "allowed": true}}`,
+			want: `{"allowed":true,"uid":"u1"}`,
+		},
+		{
+			name: "an answer in v1beta1 gets the version of the request",
+			rego: `package system
+				main = {"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview", "response": {"uid": input.request.uid, "allowed": true}} { true }`,
+			want: `{"allowed":true,"uid":"u1"}`,
+		},
+		{
+			name: "an answer needs neither version nor kind",
+			rego: `package system
+				main := {"response": {"allowed": true}}`,
+			want: `{"allowed":true,"uid":"u1"}`,
+		},
+		{name: "a missing uid is filled in", rego: allowedTo(`{"allowed": true}`), want: `{"allowed":true,"uid":"u1"}`},
+		{name: "a wrong uid is put right", rego: allowedTo(`{"allowed": true, "uid": "u2"}`), want: `{"allowed":true,"uid":"u1"}`},
+		{name: "a uid that is no text is put right", rego: allowedTo(`{"allowed": true, "uid": 7}`), want: `{"allowed":true,"uid":"u1"}`},
+		{
+			name: "a uid on the allowing branch only is filled in on the other",
+			rego: `package system
+				main = {"apiVersion": "admission.k8s.io/v1beta1", "kind": "AdmissionReview", "response": response}
+				default response = {"allowed": false, "status": {"reason": "no"}}
+				response = {"allowed": true, "uid": input.request.uid} { input.request.operation == "UPDATE" }`,
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a text in reason goes where a person reads it",
+			rego: allowedTo(`{"allowed": false, "status": {"reason": "no <b> & c"}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no \u003cb\u003e \u0026 c","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "so it does beside an empty message",
+			rego: allowedTo(`{"allowed": false, "status": {"reason": "no", "message": ""}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a message is kept, and gets the code and the reason that are missing",
+			rego: allowedTo(`{"allowed": false, "status": {"message": "no"}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a code of 403 gets its reason",
+			rego: allowedTo(`{"allowed": false, "status": {"message": "no", "code": 403}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a status without a word gets a code and a reason",
+			rego: allowedTo(`{"allowed": false, "status": {}}`),
+			want: `{"allowed":false,"status":{"code":403,"reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a reason beside a message is kept",
+			rego: allowedTo(`{"allowed": false, "status": {"reason": "NotInTheList", "message": "no"}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"NotInTheList"},"uid":"u1"}`,
+		},
+		{
+			name: "another code is kept, and gets no reason that speaks of 403",
+			rego: allowedTo(`{"allowed": false, "status": {"reason": "slow down", "code": 429}}`),
+			want: `{"allowed":false,"status":{"code":429,"message":"slow down"},"uid":"u1"}`,
+		},
+		{name: "a denial without a word is a denial", rego: allowedTo(`{"allowed": false}`), want: `{"allowed":false,"uid":"u1"}`},
+		{
+			name: "a denial with a status that is null is a denial",
+			rego: allowedTo(`{"allowed": false, "status": null}`), want: `{"allowed":false,"status":null,"uid":"u1"}`,
+		},
+		{
+			name: "the reason of what is allowed is left alone",
+			rego: allowedTo(`{"allowed": true, "status": {"reason": "because"}}`),
+			want: `{"allowed":true,"status":{"reason":"because"},"uid":"u1"}`,
+		},
+		{
+			name: "warnings, audit annotations and a patch are sent as they are",
+			rego: allowedTo(`{
+				"allowed": true,
+				"warnings": ["old <api>", "older"],
+				"auditAnnotations": {"policy": "images"},
+				"patch": "W3sib3AiOiJhZGQifV0=",
+				"patchType": "JSONPatch",
+			}`),
+			want: `{"allowed":true,"auditAnnotations":{"policy":"images"},"patch":"W3sib3AiOiJhZGQifV0=",` +
+				`"patchType":"JSONPatch","uid":"u1","warnings":["old \u003capi\u003e","older"]}`,
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			reviewer := newReviewer(t, test.rego)
+			want := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":` + test.want + `}`
+			// Twice: OPA keeps the value of a constant, and it must not be written to.
+			for range 2 {
+				answer, err := reviewer.Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := string(answer.Body); got != want {
+					t.Errorf("got  %s\nwant %s", got, want)
+				}
+				if want := strings.Contains(test.want, `"allowed":true`); answer.Allowed != want {
+					t.Errorf("Allowed is %v, want %v", answer.Allowed, want)
+				}
+				if answer.DecisionID == "" {
+					t.Error("the decision has no id")
+				}
+				accept(t, answer.Body, "admission.k8s.io/v1", "u1")
+			}
+		})
+	}
+}
+
+func TestNoAnswerIsNeverYes(t *testing.T) {
+	for _, test := range []struct {
+		name, rego string
+		want       string // part of the error
+		undefined  bool
+	}{
+		{name: "no response", rego: `package system
+			main := {"apiVersion": "admission.k8s.io/v1"}`, want: "decision system/main: response is missing, want an object"},
+		{name: "a response that is no object", rego: allowedTo(`["allowed"]`), want: "decision system/main: response is an array, want an object"},
+		{name: "a response that is true", rego: allowedTo(`true`), want: "decision system/main: response is a boolean, want an object"},
+		{name: "no allowed", rego: allowedTo(`{"uid": "u1"}`), want: "decision system/main: response.allowed is missing, want true or false"},
+		{name: "allowed in words", rego: allowedTo(`{"allowed": "true"}`), want: "decision system/main: response.allowed is a string, want true or false"},
+		{name: "allowed as a number", rego: allowedTo(`{"allowed": 1}`), want: "decision system/main: response.allowed is a number, want true or false"},
+		{name: "a status that is a text", rego: allowedTo(`{"allowed": false, "status": "no"}`), want: "decision system/main: response.status is a string, want an object"},
+		{name: "a decision that is true", rego: `package system
+			main := true`, want: "decision system/main: the answer is a boolean, want an object with a response"},
+		{name: "a decision that is a set", rego: `package system
+			main contains "no"`, want: "decision system/main: the answer is an array, want an object with a response"},
+		{name: "a decision that is null", rego: `package system
+			main := null`, want: "decision system/main: the answer is missing, want an object with a response"},
+		{name: "an undefined rule", rego: `package system
+			main := {"response": {"allowed": true}} if input.request.operation == "NEVER"`, want: "decision system/main: undefined", undefined: true},
+		{name: "no rule", rego: `package other`, want: "decision system/main: undefined", undefined: true},
+		{name: "two rules that disagree", rego: `package system
+			main := {"response": {"allowed": true}} if input.request
+			main := {"response": {"allowed": false}} if input.request.uid`, want: "rule data.system.main produced conflicting values"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			answer, err := newReviewer(t, test.rego).Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))
+			if err == nil {
+				t.Fatalf("got the answer %s", answer.Body)
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got  %s\nwant %s", err, test.want)
+			}
+			if answer.Allowed || answer.Body != nil {
+				t.Errorf("there is an answer beside the error: %+v", answer)
+			}
+			if answer.DecisionID == "" {
+				t.Error("the decision has no id to find it by")
+			}
+			if got := errors.Is(err, policy.ErrUndefined); got != test.undefined {
+				t.Errorf("undefined is %v, want %v", got, test.undefined)
+			}
+			var invalid *admission.InvalidReviewError
+			if errors.As(err, &invalid) {
+				t.Error("the policy's mistake is blamed on who sent the review")
+			}
+		})
+	}
+}

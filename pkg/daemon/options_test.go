@@ -1,0 +1,142 @@
+package daemon_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/kube-rego/kube-rego/pkg/daemon"
+)
+
+// defaults are the options of kube-rego serve without flags.
+func defaults() daemon.Options {
+	return daemon.Options{
+		Namespaces:       []string{"opa"},
+		PolicyLabel:      "openpolicyagent.org/policy",
+		PolicyValue:      "rego",
+		StatusAnnotation: "openpolicyagent.org/policy-status",
+		Addr:             ":8443",
+		DiagnosticAddr:   "127.0.0.1:8282",
+		Entrypoint:       "system/main",
+		RegoVersion:      "auto",
+	}
+}
+
+func TestOptionsValidate(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*daemon.Options)
+		want   []string // the start of each error
+	}{
+		{name: "the defaults are valid", change: func(*daemon.Options) {}},
+		{name: "all namespaces", change: func(o *daemon.Options) { o.Namespaces = []string{"*"} }},
+		{name: "several namespaces", change: func(o *daemon.Options) { o.Namespaces = []string{"opa", "team-a", "opa"} }},
+		{name: "no status", change: func(o *daemon.Options) { o.StatusAnnotation = "" }},
+		{name: "an empty value of the label", change: func(o *daemon.Options) { o.PolicyValue = "" }},
+		{name: "a label without a domain", change: func(o *daemon.Options) { o.PolicyLabel = "policy" }},
+		{name: "files instead of a cluster", change: func(o *daemon.Options) { o.Manifests = []string{"policies"} }},
+		{name: "a certificate in files", change: func(o *daemon.Options) { o.TLSCertFile, o.TLSPrivateKeyFile = "tls.crt", "tls.key" }},
+		{name: "webhook configurations", change: func(o *daemon.Options) { o.WebhookConfigurations = []string{"kube-rego", "opa.example.com"} }},
+		{name: "a built-in that is off by default", change: func(o *daemon.Options) { o.Builtins = []string{"http.send"} }},
+		{name: "an entrypoint with slashes around", change: func(o *daemon.Options) { o.Entrypoint = "/system/main/" }},
+
+		{
+			name: "no namespace", change: func(o *daemon.Options) { o.Namespaces = nil },
+			want: []string{"--namespaces: want at least one namespace, or * for all"},
+		},
+		{
+			name: "namespaces that Kubernetes would not take", change: func(o *daemon.Options) { o.Namespaces = []string{"OPA", ""} },
+			want: []string{`--namespaces: "OPA": `, `--namespaces: "": `},
+		},
+		{
+			name: "all namespaces and one", change: func(o *daemon.Options) { o.Namespaces = []string{"*", "opa"} },
+			want: []string{"--namespaces: * stands for all namespaces; name no others beside it"},
+		},
+		{
+			name: "a label that Kubernetes would not take", change: func(o *daemon.Options) { o.PolicyLabel = "a/b/c" },
+			want: []string{`--policy-label: "a/b/c": `},
+		},
+		{
+			name: "a value that Kubernetes would not take", change: func(o *daemon.Options) { o.PolicyValue = "re go" },
+			want: []string{`--policy-value: "re go": `},
+		},
+		{
+			name: "an annotation that Kubernetes would not take", change: func(o *daemon.Options) { o.StatusAnnotation = "the status" },
+			want: []string{`--status-annotation: "the status": `},
+		},
+		{
+			name: "files and a cluster", change: func(o *daemon.Options) { o.Manifests, o.Kubeconfig = []string{"policies"}, "kubeconfig" },
+			want: []string{"--manifests reads files instead of a cluster: --kubeconfig has no use beside it"},
+		},
+		{
+			name: "a port alone", change: func(o *daemon.Options) { o.Addr = "8443" },
+			want: []string{`--addr: "8443" is not an address such as :8443 or 127.0.0.1:8443`},
+		},
+		{
+			name: "a host alone", change: func(o *daemon.Options) { o.DiagnosticAddr = "localhost" },
+			want: []string{`--diagnostic-addr: "localhost" is not an address such as :8443 or 127.0.0.1:8443`},
+		},
+		{
+			name: "a certificate without its key", change: func(o *daemon.Options) { o.TLSCertFile = "tls.crt" },
+			want: []string{"--tls-cert-file and --tls-private-key-file go together"},
+		},
+		{
+			name: "a key without its certificate", change: func(o *daemon.Options) { o.TLSPrivateKeyFile = "tls.key" },
+			want: []string{"--tls-cert-file and --tls-private-key-file go together"},
+		},
+		{
+			name: "a CA of our own beside a certificate of somebody else's",
+			change: func(o *daemon.Options) {
+				o.TLSCertFile, o.TLSPrivateKeyFile = "tls.crt", "tls.key"
+				o.WebhookConfigurations = []string{"kube-rego"}
+			},
+			want: []string{"--webhook-configuration puts in the CA that kube-rego makes itself: it has no use beside --tls-cert-file"},
+		},
+		{
+			name: "a webhook configuration without a cluster",
+			change: func(o *daemon.Options) {
+				o.Manifests, o.WebhookConfigurations = []string{"policies"}, []string{"kube-rego"}
+			},
+			want: []string{"--webhook-configuration needs a cluster: it has no use beside --manifests"},
+		},
+		{
+			name: "a webhook configuration that Kubernetes would not take", change: func(o *daemon.Options) { o.WebhookConfigurations = []string{"ok", "not ok"} },
+			want: []string{`--webhook-configuration: "not ok": `},
+		},
+		{
+			name: "no entrypoint", change: func(o *daemon.Options) { o.Entrypoint = "" },
+			want: []string{`--entrypoint: "" is not the path of a decision: want, for example, system/main`},
+		},
+		{
+			name: "a Rego version to come", change: func(o *daemon.Options) { o.RegoVersion = "v2" },
+			want: []string{`--rego-version: unknown Rego version "v2": want auto, v0 or v1`},
+		},
+		{
+			name: "built-ins that are on anyway, or none", change: func(o *daemon.Options) { o.Builtins = []string{"count", "opa.runtime", "http.get"} },
+			want: []string{`--enable-builtin: "count" is not one of those`, `--enable-builtin: "http.get" is not one of those`},
+		},
+		{
+			name:   "no option at all: every error is told",
+			change: func(o *daemon.Options) { *o = daemon.Options{} },
+			want: []string{
+				"--namespaces: ", `--policy-label: "": `, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--entrypoint: "" is not`, `--rego-version: `,
+			},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := defaults()
+			test.change(&o)
+			var got []string
+			if err := o.Validate(); err != nil {
+				got = strings.Split(err.Error(), "\n")
+			}
+			if len(got) != len(test.want) {
+				t.Fatalf("got %d errors, want %d:\n%s", len(got), len(test.want), strings.Join(got, "\n"))
+			}
+			for i, want := range test.want {
+				if !strings.HasPrefix(got[i], want) {
+					t.Errorf("got  %s\nwant %s", got[i], want)
+				}
+			}
+		})
+	}
+}

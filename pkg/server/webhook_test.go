@@ -1,0 +1,319 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+	"github.com/kube-rego/kube-rego/pkg/server"
+)
+
+// entrypoint answers what the name of the request asks for.
+const entrypoint = `package system
+main := {"response": {"allowed": true}} if input.request.name == "allow"
+main := {"response": {"allowed": false, "status": {"message": "no"}}} if input.request.name == "deny"
+main := {"response": {"allowed": "yes"}} if input.request.name == "malformed"
+main := {"response": {"allowed": count(slow) > 0}} if input.request.name == "slow"
+slow contains [a, b, c] if {
+	some a in numbers.range(1, 1000)
+	some b in numbers.range(1, 1000)
+	some c in numbers.range(1, 1000)
+}`
+
+func newReviewer(t *testing.T) *admission.Reviewer {
+	t.Helper()
+	compiler, err := engine.NewCompiler(policy.RegoV1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := policy.ID{Namespace: "opa", Name: "main", Key: "main"}
+	snapshot, report := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: entrypoint}))
+	if held := report.Held(); len(held) > 0 {
+		t.Fatalf("the policy of the test does not compile: %v", held)
+	}
+	e, err := engine.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Stop(context.WithoutCancel(t.Context())) })
+	if err := e.Activate(t.Context(), snapshot); err != nil {
+		t.Fatal(err)
+	}
+	return admission.NewReviewer(e, "system/main")
+}
+
+// review is an AdmissionReview of a request with this name.
+func review(name string) string {
+	return fmt.Sprintf(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","name":%q}}`, name)
+}
+
+func ready() error { return nil }
+
+var discard = slog.New(slog.DiscardHandler)
+
+// withoutLength hides how long the body is.
+type withoutLength struct{ io.Reader }
+
+func send(t *testing.T, server *httptest.Server, method, path string, body io.Reader) (status int, header http.Header, answer string) {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := server.Client().Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	data, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response.StatusCode, response.Header, string(data)
+}
+
+// problem decodes the body of an error, which is a Status with this code.
+func problem(t *testing.T, code int, body string) (reason, message string) {
+	t.Helper()
+	var s metav1.Status
+	if err := json.Unmarshal([]byte(body), &s); err != nil {
+		t.Fatalf("the error is no JSON: %v in %q", err, body)
+	}
+	if s.APIVersion != "v1" || s.Kind != "Status" || s.Status != "Failure" || int(s.Code) != code {
+		t.Errorf("the error is no Status of %d: %s", code, body)
+	}
+	return string(s.Reason), s.Message
+}
+
+func TestWebhook(t *testing.T) {
+	metrics := server.NewMetrics()
+	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), ready, metrics, discard))
+	defer webhook.Close()
+	const tooLarge = 7<<20 + 1
+	for _, test := range []struct {
+		name, method, path string
+		body               io.Reader
+		status             int
+		answer             string // the whole body; or, of an error:
+		reason, message    string
+	}{
+		{
+			name: "an allowed request", method: "POST", path: "/", body: strings.NewReader(review("allow")), status: 200,
+			answer: `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"allowed":true,"uid":"u1"}}`,
+		},
+		{
+			name: "a denied request", method: "POST", path: "/?timeout=5s", body: strings.NewReader(review("deny")), status: 200,
+			answer: `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}}`,
+		},
+		{
+			name: "a body whose length is not told", method: "POST", path: "/", body: withoutLength{strings.NewReader(review("allow"))}, status: 200,
+			answer: `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"allowed":true,"uid":"u1"}}`,
+		},
+		{
+			name: "a person with a browser", method: "GET", path: "/", status: 405,
+			reason: "MethodNotAllowed", message: "this is an admission webhook: send an AdmissionReview with POST /",
+		},
+		{
+			name: "another method", method: "PUT", path: "/", body: strings.NewReader(review("allow")), status: 405,
+			reason: "MethodNotAllowed", message: "this is an admission webhook: send an AdmissionReview with POST /",
+		},
+		{
+			name: "another path", method: "POST", path: "/v1/data/system/main", body: strings.NewReader(review("allow")), status: 404,
+			reason: "NotFound", message: "nothing is served at /v1/data/system/main; AdmissionReviews go to POST /",
+		},
+		{
+			name: "an empty body", method: "POST", path: "/", status: 400,
+			reason: "BadRequest", message: "not an AdmissionReview: the body is empty",
+		},
+		{
+			name: "what is no AdmissionReview", method: "POST", path: "/", body: strings.NewReader(`{"kind":"Pod"}`), status: 400,
+			reason: "BadRequest", message: `not an AdmissionReview: apiVersion is "" and kind is "Pod"; want admission.k8s.io/v1 (or v1beta1) and AdmissionReview`,
+		},
+		{
+			name: "a timeout that is no duration", method: "POST", path: "/?timeout=soon", body: strings.NewReader(review("allow")), status: 400,
+			reason: "BadRequest", message: `timeout="soon" is not a positive duration such as 5s`,
+		},
+		{
+			name: "a timeout below zero", method: "POST", path: "/?timeout=-1s", body: strings.NewReader(review("allow")), status: 400,
+			reason: "BadRequest", message: `timeout="-1s" is not a positive duration such as 5s`,
+		},
+		{
+			name: "a body that says it is too large", method: "POST", path: "/", body: bytes.NewReader(make([]byte, tooLarge)), status: 413,
+			reason: "RequestEntityTooLarge", message: "the body is larger than 7340032 bytes",
+		},
+		{
+			name: "a body that turns out too large", method: "POST", path: "/", body: withoutLength{bytes.NewReader(make([]byte, tooLarge))}, status: 413,
+			reason: "RequestEntityTooLarge", message: "the body is larger than 7340032 bytes",
+		},
+		{
+			name: "a body of 10 MiB", method: "POST", path: "/", body: bytes.NewReader(make([]byte, 10<<20)), status: 413,
+			reason: "RequestEntityTooLarge", message: "the body is larger than 7340032 bytes",
+		},
+		{
+			name: "a decision that is undefined", method: "POST", path: "/", body: strings.NewReader(review("nothing")), status: 500,
+			reason: "InternalError", message: "decision system/main: undefined",
+		},
+		{
+			name: "an answer that the API server would not take", method: "POST", path: "/", body: strings.NewReader(review("malformed")), status: 500,
+			reason: "InternalError", message: "decision system/main: response.allowed is a string, want true or false",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			status, header, body := send(t, webhook, test.method, test.path, test.body)
+			if status != test.status {
+				t.Errorf("the status is %d, want %d", status, test.status)
+			}
+			if got := header.Get("Content-Type"); got != "application/json" {
+				t.Errorf("the content type is %q", got)
+			}
+			if got, want := header.Get("Allow") == "POST", status == http.StatusMethodNotAllowed; got != want {
+				t.Errorf("the header Allow is %q", header.Get("Allow"))
+			}
+			if test.answer != "" {
+				if body != test.answer {
+					t.Errorf("got  %s\nwant %s", body, test.answer)
+				}
+				return
+			}
+			reason, message := problem(t, test.status, body)
+			if reason != test.reason || message != test.message {
+				t.Errorf("got  %s: %s\nwant %s: %s", reason, message, test.reason, test.message)
+			}
+		})
+	}
+	t.Run("reviews are counted by their outcome, and nothing else is", func(t *testing.T) {
+		counted(t, metrics, map[string]int{"allowed": 2, "denied": 1, "invalid": 7, "error": 2})
+	})
+}
+
+// counted fails the test unless the metric counts these reviews by outcome.
+func counted(t *testing.T, metrics *server.Metrics, want map[string]int) {
+	t.Helper()
+	recorder := httptest.NewRecorder()
+	metrics.Handler().ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	const name = `kube_rego_admission_request_duration_seconds_count{outcome="`
+	total := 0
+	for line := range strings.Lines(recorder.Body.String()) {
+		if strings.HasPrefix(line, name) {
+			total++
+		}
+	}
+	if total != len(want) {
+		t.Errorf("%d outcomes are counted, want %d", total, len(want))
+	}
+	for outcome, n := range want {
+		if line := fmt.Sprintf("%s%s\"} %d\n", name, outcome, n); !strings.Contains(recorder.Body.String(), line) {
+			t.Errorf("there is no %s", line)
+		}
+	}
+}
+
+func TestWebhookLogs(t *testing.T) {
+	const about = ` uid=u1 operation="" kind="" namespace="" name=`
+	for _, test := range []struct {
+		name, request string
+		want          []string // parts of the line; none: there is no line
+	}{
+		{name: "a denial is told", request: "deny", want: []string{"level=INFO msg=decision decisionID=", about + `deny user="" outcome=denied`}},
+		{name: "no decision is a warning", request: "nothing", want: []string{
+			`level=WARN msg="no decision" decisionID=`, about + `nothing user="" outcome=error status=500 error="decision system/main: undefined"`,
+		}},
+		{name: "what is allowed is not worth a line", request: "allow"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var lines bytes.Buffer
+			webhook := server.NewWebhook(newReviewer(t), ready, server.NewMetrics(), slog.New(slog.NewTextHandler(&lines, nil)))
+			webhook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(review(test.request))))
+			if test.want == nil && lines.Len() > 0 {
+				t.Errorf("got %s", &lines)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(lines.String(), want) {
+					t.Errorf("got  %s\nwant %s", &lines, want)
+				}
+			}
+		})
+	}
+}
+
+func TestWebhookRefusesUntilReady(t *testing.T) {
+	waiting := errors.New("waiting for the first list of ConfigMaps")
+	metrics := server.NewMetrics()
+	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), func() error { return waiting }, metrics, discard))
+	defer webhook.Close()
+	status, _, body := send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
+	if reason, message := problem(t, status, body); status != 503 || reason != "ServiceUnavailable" || message != "waiting for the first list of ConfigMaps" {
+		t.Errorf("got %d %s: %s", status, reason, message)
+	}
+	counted(t, metrics, map[string]int{"error": 1})
+	waiting = nil // the answer came before this, so nobody reads it now
+	if status, _, body = send(t, webhook, "POST", "/", strings.NewReader(review("allow"))); status != 200 {
+		t.Errorf("got %d %s once it is ready", status, body)
+	}
+	counted(t, metrics, map[string]int{"error": 1, "allowed": 1})
+}
+
+// reviewerFunc is a reviewer that does what no policy can make the real one do.
+type reviewerFunc func(ctx context.Context) (admission.Answer, error)
+
+func (f reviewerFunc) Review(ctx context.Context, _ []byte) (admission.Answer, error) { return f(ctx) }
+
+func TestWebhookTimesOut(t *testing.T) {
+	untilTheEnd := reviewerFunc(func(ctx context.Context) (admission.Answer, error) {
+		<-ctx.Done()
+		return admission.Answer{}, fmt.Errorf("decision system/main: %w", ctx.Err())
+	})
+	metrics := server.NewMetrics()
+	webhook := httptest.NewServer(server.NewWebhook(untilTheEnd, ready, metrics, discard))
+	defer webhook.Close()
+	status, _, body := send(t, webhook, "POST", "/?timeout=1ms", strings.NewReader(review("allow")))
+	if reason, message := problem(t, status, body); status != 504 || reason != "Timeout" || message != "decision system/main: context deadline exceeded" {
+		t.Errorf("got %d %s: %s", status, reason, message)
+	}
+	counted(t, metrics, map[string]int{"error": 1})
+}
+
+func TestWebhookEndsASlowPolicy(t *testing.T) {
+	metrics := server.NewMetrics()
+	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), ready, metrics, discard))
+	defer webhook.Close()
+	status, _, body := send(t, webhook, "POST", "/?timeout=100ms", strings.NewReader(review("slow")))
+	if reason, message := problem(t, status, body); status != 504 || reason != "Timeout" {
+		t.Errorf("got %d %s: %s, want 504 Timeout", status, reason, message)
+	}
+	counted(t, metrics, map[string]int{"error": 1})
+}
+
+func TestWebhookLivesThroughAPanic(t *testing.T) {
+	broken := true
+	metrics := server.NewMetrics()
+	webhook := httptest.NewServer(server.NewWebhook(reviewerFunc(func(context.Context) (admission.Answer, error) {
+		if broken {
+			panic("a bug with a secret in it")
+		}
+		return admission.Answer{Body: []byte(`{}`), Allowed: true}, nil
+	}), ready, metrics, discard))
+	defer webhook.Close()
+	status, _, body := send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
+	if reason, message := problem(t, status, body); status != 500 || reason != "InternalError" || message != "internal error" {
+		t.Errorf("got %d %s: %s", status, reason, message)
+	}
+	counted(t, metrics, map[string]int{"error": 1})
+	broken = false
+	if status, _, body = send(t, webhook, "POST", "/", strings.NewReader(review("allow"))); status != 200 {
+		t.Errorf("got %d %s after the panic", status, body)
+	}
+}
