@@ -53,6 +53,7 @@ func TestOnlyLabelledConfigMapsOfWatchedNamespacesArePolicies(t *testing.T) {
 	_, instance := install(t)
 	create(t, policy(opa, "main", "main", entrypoint))
 	create(t, policy(opa, "rules", "main", denyLabel("mine")))
+	refuses(t, "mine") // the next write is asked about too
 	create(t, policy(metav1.NamespaceDefault, "elsewhere", "main", denyLabel("elsewhere")))
 	other := policy(opa, "other", "main", denyLabel("other"))
 	other.Labels[policyLabel] = "something-else"
@@ -74,6 +75,7 @@ func TestAllNamespaces(t *testing.T) {
 	})
 	_, instance := install(t, "--namespaces=*")
 	create(t, policy(opa, "main", "main", entrypoint))
+	allows(t, "default") // the next write is asked about too
 	create(t, policy(metav1.NamespaceDefault, "rules", "main", denyLabel("default")))
 	refuses(t, "default")
 	annotation(t, metav1.NamespaceDefault, "rules", is(statusOK))

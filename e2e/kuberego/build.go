@@ -50,7 +50,8 @@ func BuildBinary(ctx context.Context, cfg BuildConfig) (string, error) {
 	path := filepath.Join(dir, name)
 	env, args := []string{"CGO_ENABLED=0"}, []string{"build", "-trimpath"}
 	if cfg.Race {
-		env, args = []string{"CGO_ENABLED=1"}, append(args, "-race")
+		// The flags of make test's go test -race, so that what both need is compiled once.
+		env, args = []string{"CGO_ENABLED=1"}, []string{"build", "-race"}
 	}
 	args = append(args, "-o", path, "./cmd/"+name)
 

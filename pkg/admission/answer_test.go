@@ -1,7 +1,9 @@
 package admission_test
 
 import (
+	"context"
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -110,7 +112,7 @@ func TestAnswersOfPolicies(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			reviewer := newReviewer(t, test.rego)
 			want := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":` + test.want + `}`
-			// Twice: OPA keeps the value of a constant, and it must not be written to.
+			// Twice: the first answer must not change what OPA keeps for the second.
 			for range 2 {
 				answer, err := reviewer.Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))
 				if err != nil {
@@ -128,6 +130,26 @@ func TestAnswersOfPolicies(t *testing.T) {
 				accept(t, answer.Body, "admission.k8s.io/v1", "u1")
 			}
 		})
+	}
+}
+
+// constant is a decider that gives away the value that it keeps.
+type constant struct{ value any }
+
+func (c constant) Decide(context.Context, string, any) (policy.Decision, error) {
+	return policy.Decision{ID: "d1", Result: c.value}, nil
+}
+
+func TestTheValueOfAPolicyIsNotWrittenTo(t *testing.T) {
+	value := func() any {
+		return map[string]any{"response": map[string]any{"uid": "u0", "allowed": false, "status": map[string]any{"reason": "no"}}}
+	}
+	kept := value()
+	if _, err := admission.NewReviewer(constant{kept}, "system/main").Review(t.Context(), []byte(asked("v1", `"uid":"u1"`))); err != nil {
+		t.Fatal(err)
+	}
+	if want := value(); !reflect.DeepEqual(kept, want) {
+		t.Errorf("it is now %v, want %v", kept, want)
 	}
 }
 

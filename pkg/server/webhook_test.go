@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -284,6 +285,50 @@ func TestWebhookTimesOut(t *testing.T) {
 		t.Errorf("got %d %s: %s", status, reason, message)
 	}
 	counted(t, metrics, map[string]int{"error": 1})
+}
+
+func TestWebhookGivesTheTimeThatTheAPIServerGives(t *testing.T) {
+	for _, test := range []struct {
+		path string
+		want time.Duration
+	}{
+		{"/?timeout=1s", time.Second},
+		{"/?timeout=12s", 12 * time.Second},
+		{"/?timeout=1h", 30 * time.Second},
+		{"/", 10 * time.Second},
+	} {
+		t.Run(test.path, func(t *testing.T) {
+			var deadline time.Time
+			webhook := server.NewWebhook(reviewerFunc(func(ctx context.Context) (admission.Answer, error) {
+				deadline, _ = ctx.Deadline()
+				return admission.Answer{}, nil
+			}), ready, server.NewMetrics(), discard)
+			before := time.Now()
+			webhook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", test.path, strings.NewReader("{}")))
+			if deadline.Before(before.Add(test.want)) || deadline.After(time.Now().Add(test.want)) {
+				t.Errorf("the review had %s, want %s", deadline.Sub(before), test.want)
+			}
+		})
+	}
+}
+
+// unread is a body that must not be read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) {
+	u.t.Error("the body is read")
+	return 0, io.EOF
+}
+
+func TestWebhookDoesNotReadWhatSaysItIsTooLarge(t *testing.T) {
+	webhook := server.NewWebhook(newReviewer(t), ready, server.NewMetrics(), discard)
+	request := httptest.NewRequestWithContext(t.Context(), "POST", "/", unread{t})
+	request.ContentLength = 10 << 20
+	recorder := httptest.NewRecorder()
+	webhook.ServeHTTP(recorder, request)
+	if recorder.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("the status is %d", recorder.Code)
+	}
 }
 
 func TestWebhookEndsASlowPolicy(t *testing.T) {

@@ -75,8 +75,8 @@ func (w *Writer) Publish(configMaps []*corev1.ConfigMap, report policy.Report) {
 		}
 	}
 	w.mu.Lock()
-	w.wanted = wanted
-	w.mu.Unlock()
+	defer w.mu.Unlock()
+	w.wanted = wanted // from now on the workers' too: they delete what they wrote
 	for name := range wanted {
 		w.queue.Add(name)
 	}
