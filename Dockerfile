@@ -8,7 +8,7 @@
 FROM scratch
 
 # No CA certificates: the API server's CA comes with the service account, and kube-rego calls nobody else. A policy that
-# is given http.send, or an --opa-config with a remote service, needs a CA file mounted and SSL_CERT_FILE set to it.
+# is given http.send needs a CA file mounted and SSL_CERT_FILE set to it.
 ARG BINARY=bin/linux/kube-rego
 COPY ${BINARY} /kube-rego
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -73,6 +74,22 @@ func TestAllNamespaces(t *testing.T) {
 			t.Errorf("%v\n%s", err, out)
 		}
 	})
+	// The component as a person names it in a kustomization; the API server checks its conditions.
+	overlay := filepath.Join(cluster.dir, "all-namespaces")
+	if err := os.MkdirAll(overlay, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	manifests, err := filepath.Rel(overlay, filepath.Join(cluster.root, "manifests"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kustomization := fmt.Sprintf("resources: [%[1]s]\ncomponents: [%[1]s/all-namespaces]\n", manifests)
+	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(kustomization), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := kubectl(t, "apply", "-k", overlay, "--dry-run=server", "-o", "yaml"); !contains("not-a-policy", "--namespaces=*")(out) {
+		t.Errorf("the component does not do its work:\n%s", out)
+	}
 	_, instance := install(t, "--namespaces=*")
 	create(t, policy(opa, "main", "main", entrypoint))
 	allows(t, "default") // the next write is asked about too
@@ -236,8 +253,13 @@ func TestTheCertificateIsShared(t *testing.T) {
 		t.Error("another CA came back")
 	}
 
-	// A replica that finds no Secret makes a new bundle; the others take it over instead of fighting.
-	if err := cluster.Client().CoreV1().Secrets(opa).Delete(t.Context(), "kube-rego-tls", metav1.DeleteOptions{}); err != nil {
+	// A replica that finds the Secret empty makes a new bundle; the others take it over instead of fighting.
+	secret, err := cluster.Client().CoreV1().Secrets(opa).Get(t.Context(), "kube-rego-tls", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret.Data = nil
+	if _, err := cluster.Client().CoreV1().Secrets(opa).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	third, err := installation.StartReplica(t.Context())
@@ -259,6 +281,113 @@ func TestTheCertificateIsShared(t *testing.T) {
 	})
 	create(t, policy(opa, "main", "main", entrypoint))
 	allows(t, "anything")
+}
+
+// Of a webhook configuration only what leads to us is ours, in both of its kinds.
+func TestTheCAOfOthersIsLeftAlone(t *testing.T) {
+	installation, _ := install(t)
+	none, theirs := admissionregistrationv1.SideEffectClassNone, []byte(certificate(t))
+	ignore := admissionregistrationv1.Ignore
+	url := "https://localhost:1/"
+	mutating := &admissionregistrationv1.MutatingWebhookConfiguration{
+		ObjectMeta: metav1.ObjectMeta{Name: "kube-rego"},
+		Webhooks: []admissionregistrationv1.MutatingWebhook{
+			{Name: "ours.example.com", ClientConfig: admissionregistrationv1.WebhookClientConfig{
+				Service: &admissionregistrationv1.ServiceReference{Namespace: opa, Name: "anything"}}},
+			{Name: "theirs.example.com", ClientConfig: admissionregistrationv1.WebhookClientConfig{URL: &url, CABundle: theirs}},
+		},
+	}
+	for n := range mutating.Webhooks { // none of them is ever asked: there are no rules
+		mutating.Webhooks[n].SideEffects, mutating.Webhooks[n].FailurePolicy = &none, &ignore
+		mutating.Webhooks[n].AdmissionReviewVersions = []string{"v1"}
+	}
+	registration := cluster.Client().AdmissionregistrationV1().MutatingWebhookConfigurations()
+	if _, err := registration.Create(t.Context(), mutating, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = registration.Delete(context.Background(), "kube-rego", metav1.DeleteOptions{}) })
+	ca := injectedCA(t)
+	eventually(t, "the CA in our webhook and theirs as it was", func(ctx context.Context) error {
+		now, err := registration.Get(ctx, "kube-rego", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(now.Webhooks[1].ClientConfig.CABundle, theirs) {
+			t.Fatal("the CA of the other webhook was overwritten")
+		}
+		if !bytes.Equal(now.Webhooks[0].ClientConfig.CABundle, ca) {
+			return fmt.Errorf("ours has %q", now.Webhooks[0].ClientConfig.CABundle)
+		}
+		return nil
+	})
+
+	// A Secret of that name that somebody else filled is not overwritten either.
+	secret, err := cluster.Client().CoreV1().Secrets(opa).Get(t.Context(), "kube-rego-tls", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret.Labels, secret.Data = nil, map[string][]byte{"precious": []byte("theirs")}
+	if _, err := cluster.Client().CoreV1().Secrets(opa).Update(t.Context(), secret, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// For the tests after this one.
+		secret.ResourceVersion, secret.Data = "", nil
+		if _, err := cluster.Client().CoreV1().Secrets(opa).Update(context.Background(), secret, metav1.UpdateOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	other, err := installation.Launch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, other) })
+	eventually(t, "the reason in /readyz", func(ctx context.Context) error {
+		err := other.Ready(ctx)
+		if err == nil {
+			t.Fatal("it is ready")
+		}
+		if !contains("503", "is not ours to change")(err.Error()) {
+			return err
+		}
+		return nil
+	})
+}
+
+// certificate is the CA of the control plane: any certificate that is not ours.
+func certificate(t *testing.T) string {
+	t.Helper()
+	config := cluster.RESTConfig()
+	if len(config.CAData) == 0 {
+		t.Fatal("the admin's configuration has no CA")
+	}
+	return string(config.CAData)
+}
+
+// Two replicas with different histories: one of them writes, and both leave it at that.
+func TestOneReplicaWrites(t *testing.T) {
+	installation, _ := install(t)
+	create(t, policy(opa, "main", "main", entrypoint))
+	create(t, policy(opa, "rules", "main", denyLabel("old")))
+	annotation(t, opa, "rules", is(statusOK))
+	edit(t, opa, "rules", func(cm *corev1.ConfigMap) { cm.Data["main"] = "package" })
+	annotation(t, opa, "rules", contains(`"inForce":"previous"`))
+	second, err := installation.StartReplica(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, second) })
+	inForce(t, second, map[string]string{"opa/main/main": "current", "opa/rules/main": "none"})
+	before := resourceVersion(t, "rules")
+	// Each of these makes both replicas look at all statuses again.
+	for n := range 5 {
+		name := fmt.Sprintf("more-%d", n)
+		create(t, policy(opa, name, "main", denyLabel(name)))
+		annotation(t, opa, name, is(statusOK))
+	}
+	if after := resourceVersion(t, "rules"); after != before {
+		t.Errorf("they write against each other: resource version %s, then %s", before, after)
+	}
 }
 
 // injectedCA is the CA in the webhook configuration, once there is one.
@@ -396,7 +525,7 @@ func TestNotReadyWithoutTheFirstList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !contains(`"code":503`, `"reason":"ServiceUnavailable"`, "forbidden")(answer) {
+	if !contains(`"code":503`, `"reason":"ServiceUnavailable"`, "not ready")(answer) {
 		t.Errorf("the webhook answers %s", answer)
 	}
 }

@@ -2,8 +2,11 @@ package admission
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+
+	admissionv1 "k8s.io/api/admission/v1"
 )
 
 // normalise makes of a policy's answer a response that the API server takes:
@@ -22,7 +25,7 @@ func normalise(result any, uid string) (map[string]any, error) {
 	if !ok {
 		return nil, fmt.Errorf("response is %s, want an object", jsonType(answer["response"]))
 	}
-	response := maps.Clone(given) // the value is shared with OPA's caches
+	response := maps.Clone(given) // what the policies gave is not ours to change
 	response["uid"] = uid
 	allowed, ok := response["allowed"].(bool)
 	if !ok {
@@ -36,6 +39,16 @@ func normalise(result any, uid string) (map[string]any, error) {
 		response["status"] = explain(status)
 	}
 	return response, nil
+}
+
+// decodable reports what of an answer the API server could not decode.
+func decodable(body []byte) error {
+	err := json.Unmarshal(body, new(admissionv1.AdmissionReview))
+	var wrongType *json.UnmarshalTypeError
+	if errors.As(err, &wrongType) {
+		return fmt.Errorf("%s is a JSON %s, which the API server does not take there", wrongType.Field, wrongType.Value)
+	}
+	return err
 }
 
 // statusOf is the response's status, or nil if it has none.

@@ -204,3 +204,23 @@ func TestNoAnswerIsNeverYes(t *testing.T) {
 		})
 	}
 }
+
+// What the API server could not decode is an error that names the field: the
+// person refused would read only that Go cannot unmarshal it.
+func TestWhatTheAPIServerCannotDecodeIsAnError(t *testing.T) {
+	for _, test := range []struct{ response, want string }{
+		{`{"allowed": false, "status": {"message": ["a", "b"]}}`, "response.status.message is a JSON array"},
+		{`{"allowed": false, "status": {"reason": {"a", "b"}}}`, "response.status.reason is a JSON array"},
+		{`{"allowed": false, "status": {"message": "m", "code": "403"}}`, "response.status.code is a JSON string"},
+		{`{"allowed": true, "warnings": "careful"}`, "response.warnings is a JSON string"},
+		{`{"allowed": true, "auditAnnotations": {"a": 1}}`, "response.auditAnnotations is a JSON number"},
+		{`{"allowed": true, "patch": "not base64!"}`, "illegal base64"},
+	} {
+		t.Run(test.response, func(t *testing.T) {
+			_, err := newReviewer(t, allowedTo(test.response)).Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %s", err, test.want)
+			}
+		})
+	}
+}

@@ -77,15 +77,18 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 	if err != nil {
 		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
 	}
-	answer.Allowed = response["allowed"] == true
-	answer.Body, err = json.Marshal(map[string]any{
+	encoded, err := json.Marshal(map[string]any{
 		"apiVersion": review.apiVersion,
 		"kind":       kind,
 		"response":   response,
 	})
-	if err != nil {
-		return answer, fmt.Errorf("encoding the answer of %s: %w", r.entrypoint, err)
+	if err == nil {
+		err = decodable(encoded)
 	}
+	if err != nil {
+		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
+	}
+	answer.Body, answer.Allowed = encoded, response["allowed"] == true
 	return answer, nil
 }
 
@@ -124,10 +127,10 @@ func decode(body []byte) (review, error) {
 	}
 	request, ok := input["request"].(map[string]any)
 	if !ok {
-		return review{}, invalid("request is missing")
+		return review{}, invalid("request is %s, want an object", jsonType(input["request"]))
 	}
 	if r.request = describe(request); r.request.UID == "" {
-		return review{}, invalid("request.uid is missing")
+		return review{}, invalid("request.uid is %s, want one that is not empty", jsonType(request["uid"]))
 	}
 	return r, nil
 }

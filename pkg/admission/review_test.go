@@ -95,7 +95,7 @@ func TestReviewOfWhatWasSent(t *testing.T) {
 		},
 		{name: "no request", body: `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, wantErr: "request is missing"},
 		{name: "no uid", body: asked("v1", ``), wantErr: "request.uid is missing"},
-		{name: "an empty uid", body: asked("v1", `"uid":""`), wantErr: "request.uid is missing"},
+		{name: "an empty uid", body: asked("v1", `"uid":""`), wantErr: "request.uid is a string, want one that is not empty"},
 		{
 			name: "20,000 levels", body: asked("v1", `"uid":"u1","object":`+strings.Repeat("[", 20000)+strings.Repeat("]", 20000)),
 			wantErr: "the body is not JSON: invalid character '[' exceeded max depth, at byte ",

@@ -26,6 +26,9 @@ const retryInterval = 5 * time.Second
 type InjectorConfig struct {
 	// Client reads and updates webhook configurations.
 	Client kubernetes.Interface
+	// Namespace is our own: only webhooks with a Service in it get the CA. The
+	// certificate is good for no others, and their CA is not ours to change.
+	Namespace string
 	// Names of ValidatingWebhookConfigurations and
 	// MutatingWebhookConfigurations; one that does not exist yet is waited for.
 	Names []string
@@ -60,12 +63,16 @@ func (i *Injector) Run(ctx context.Context) {
 			}),
 		)
 		registration := factory.Admissionregistration().V1()
-		for _, informer := range []cache.SharedIndexInformer{
-			registration.ValidatingWebhookConfigurations().Informer(),
-			registration.MutatingWebhookConfigurations().Informer(),
-		} {
-			wg.Go(func() { i.keep(ctx, name, informer) })
-		}
+		validating := registration.ValidatingWebhookConfigurations().Informer()
+		mutating := registration.MutatingWebhookConfigurations().Informer()
+		wg.Go(func() { i.keep(ctx, name, validating) })
+		wg.Go(func() { i.keep(ctx, name, mutating) })
+		wg.Go(func() {
+			if cache.WaitForCacheSync(ctx.Done(), validating.HasSynced, mutating.HasSynced) &&
+				len(validating.GetStore().ListKeys())+len(mutating.GetStore().ListKeys()) == 0 {
+				i.config.Log.Warn("there is no webhook configuration of this name yet; waiting for it", "webhookConfiguration", name)
+			}
+		})
 	}
 	wg.Wait()
 }
@@ -118,7 +125,7 @@ func (i *Injector) repair(ctx context.Context, object any) error {
 		c = c.DeepCopy()
 		var clients []*admissionregistrationv1.WebhookClientConfig
 		for n := range c.Webhooks {
-			clients = append(clients, &c.Webhooks[n].ClientConfig)
+			clients = i.appendOurs(clients, &c.Webhooks[n].ClientConfig)
 		}
 		return i.update(ctx, "ValidatingWebhookConfiguration", c.Name, clients, func() error {
 			_, err := i.config.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
@@ -128,7 +135,7 @@ func (i *Injector) repair(ctx context.Context, object any) error {
 		c = c.DeepCopy()
 		var clients []*admissionregistrationv1.WebhookClientConfig
 		for n := range c.Webhooks {
-			clients = append(clients, &c.Webhooks[n].ClientConfig)
+			clients = i.appendOurs(clients, &c.Webhooks[n].ClientConfig)
 		}
 		return i.update(ctx, "MutatingWebhookConfiguration", c.Name, clients, func() error {
 			_, err := i.config.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
@@ -136,6 +143,14 @@ func (i *Injector) repair(ctx context.Context, object any) error {
 		})
 	}
 	return fmt.Errorf("unexpected %T", object)
+}
+
+// appendOurs appends client if it leads to a Service of our namespace.
+func (i *Injector) appendOurs(clients []*admissionregistrationv1.WebhookClientConfig, client *admissionregistrationv1.WebhookClientConfig) []*admissionregistrationv1.WebhookClientConfig {
+	if client.Service == nil || client.Service.Namespace != i.config.Namespace {
+		return clients
+	}
+	return append(clients, client)
 }
 
 // update gives the CA to the webhooks and writes their configuration, if one of

@@ -21,14 +21,25 @@ const (
 	caKeyKey = "ca.key"
 )
 
+// The label of a Secret that we may write.
+const (
+	managedBy = "app.kubernetes.io/managed-by"
+	manager   = "kube-rego"
+)
+
 // Shared is the bundle in the Secret SecretName. If there is none, or one that
 // is no longer valid for hosts, it makes a new one and keeps it there: of
 // several replicas that do so at once one wins, and all get its bundle.
 func Shared(ctx context.Context, secrets typedcorev1.SecretInterface, hosts []string, now time.Time) (Bundle, error) {
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
 	if err == nil {
-		if b := fromSecret(secret); b.Valid(hosts, now) == nil {
+		b := fromSecret(secret)
+		invalid := b.Valid(hosts, now)
+		switch {
+		case invalid == nil:
 			return b, nil
+		case len(secret.Data) > 0 && secret.Labels[managedBy] != manager:
+			return Bundle{}, fmt.Errorf("the Secret %s is not ours to change: it is not labelled %s=%s, and %w", SecretName, managedBy, manager, invalid)
 		}
 		return replace(ctx, secrets, secret, hosts, now)
 	}
@@ -78,13 +89,12 @@ func intoSecret(secret *corev1.Secret, b Bundle) *corev1.Secret {
 	if secret.Name == "" {
 		secret.Name = SecretName
 		secret.Type = corev1.SecretTypeTLS
-		secret.Labels = map[string]string{"app.kubernetes.io/managed-by": "kube-rego"}
+		secret.Labels = map[string]string{managedBy: manager}
 	}
-	secret.Data = map[string][]byte{
-		caKey:                   b.CA,
-		caKeyKey:                b.CAKey,
-		corev1.TLSCertKey:       b.Cert,
-		corev1.TLSPrivateKeyKey: b.Key,
+	if secret.Data == nil {
+		secret.Data = make(map[string][]byte)
 	}
+	secret.Data[caKey], secret.Data[caKeyKey] = b.CA, b.CAKey
+	secret.Data[corev1.TLSCertKey], secret.Data[corev1.TLSPrivateKeyKey] = b.Cert, b.Key
 	return secret
 }

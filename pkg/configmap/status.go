@@ -82,7 +82,7 @@ func moduleErrors(m policy.Status) []moduleError {
 			message = "deleting the module breaks the rest: " + message
 		}
 		errs = append(errs, moduleError{
-			Code:     p.Code,
+			Code:     shorten(p.Code),
 			Message:  shorten(message),
 			Location: location{File: m.ID.String(), Row: p.Row, Col: p.Col},
 		})

@@ -96,10 +96,11 @@ func (d *daemon) certifyShared(ctx context.Context) error {
 		return err
 	}
 	certs.NewInjector(certs.InjectorConfig{
-		Client: d.cluster.client,
-		Names:  d.options.WebhookConfigurations,
-		CA:     d.sharedCA,
-		Log:    d.log,
+		Client:    d.cluster.client,
+		Namespace: d.cluster.namespace,
+		Names:     d.options.WebhookConfigurations,
+		CA:        d.sharedCA,
+		Log:       d.log,
 	}).Run(ctx)
 	return nil
 }

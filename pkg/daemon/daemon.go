@@ -5,10 +5,12 @@ package daemon
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
@@ -74,24 +76,36 @@ func (d *daemon) prepare(ctx context.Context) error {
 		return err
 	}
 	d.loop = &loop{
-		source:   source,
-		compiler: compiler,
-		engine:   opa,
-		recorder: d.metrics,
-		log:      d.log,
-		trigger:  make(chan struct{}, 1),
-		snapshot: compiler.Empty(),
-		state:    state{waiting: watch.ErrNotSynced},
+		source:     source,
+		entrypoint: d.options.Entrypoint,
+		compiler:   compiler,
+		engine:     opa,
+		recorder:   d.metrics,
+		log:        d.log,
+		trigger:    make(chan struct{}, 1),
+		snapshot:   compiler.Empty(),
+		state:      state{waiting: watch.ErrNotSynced},
 	}
 	if d.cluster != nil && d.options.StatusAnnotation != "" {
 		d.writer = status.NewWriter(status.WriterConfig{
 			Client:     d.cluster.client,
 			Annotation: d.options.StatusAnnotation,
+			Namespace:  d.cluster.namespace,
+			Identity:   identity(),
 			Log:        d.log,
 		})
 		d.loop.publisher = d.writer
 	}
 	return nil
+}
+
+// identity tells this process from all others, and a person which pod it is.
+func identity() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "kube-rego"
+	}
+	return host + "_" + rand.Text()
 }
 
 func (d *daemon) source() (Source, error) {
@@ -148,8 +162,11 @@ func (d *daemon) run(ctx context.Context) error {
 		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(diagnosis{d.loop, d.certificate}, d.metrics)},
 		{Name: "webhook", Address: d.options.Addr, Handler: d.webhook(), Certificate: d.certificate.Get},
 	}
-	for _, l := range listeners {
+	for n, l := range listeners {
 		if err := l.Listen(ctx, d.log); err != nil {
+			for _, open := range listeners[:n] {
+				open.Close()
+			}
 			return err
 		}
 	}
@@ -160,8 +177,13 @@ func (d *daemon) run(ctx context.Context) error {
 	group.Go(func() error { return d.certify(ctx) })
 	group.Go(func() error { return d.loop.source.Run(ctx, d.loop.look) })
 	group.Go(func() error { return d.loop.run(ctx) })
+	group.Go(func() error {
+		<-ctx.Done()
+		d.log.Info("stopping: requests in flight are answered first")
+		return nil
+	})
 	if d.writer != nil {
-		group.Go(func() error { d.writer.Run(ctx); return nil })
+		group.Go(func() error { return d.writer.Run(ctx) })
 	}
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -171,7 +193,7 @@ func (d *daemon) run(ctx context.Context) error {
 
 func (d *daemon) webhook() http.Handler {
 	reviewer := admission.NewReviewer(d.loop.engine, d.options.Entrypoint)
-	return server.NewWebhook(reviewer, d.loop.InForce, d.metrics, d.log)
+	return server.NewWebhook(reviewer, d.loop.Ready, d.metrics, d.log)
 }
 
 // diagnosis is the state of the whole process: that of the loop, and ready only

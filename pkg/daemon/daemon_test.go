@@ -329,7 +329,7 @@ func TestDaemon(t *testing.T) {
 	})
 	t.Run("a metric counts what is in force", func(t *testing.T) {
 		d := d.with(t)
-		if _, body := d.get("/metrics"); !bytes.Contains(body, []byte("kube_rego_modules{state=\"in_force\"} 2\n")) {
+		if _, body := d.get("/metrics"); !bytes.Contains(body, []byte("kube_rego_modules{in_force=\"current\",state=\"in_force\"} 2\n")) {
 			t.Error("it does not")
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,20 +38,22 @@ type Recorder interface {
 	Reported(report policy.Report)
 }
 
-// stuckAfter is when the loop counts as stuck: the slowest step known, a set of
-// 10,000 modules of which many clash, takes a tenth of it.
+// stuckAfter is when the loop counts as stuck. A set of 10,000 modules takes two
+// seconds to compile; each module that clashes with others costs some ten
+// compilations more, so hundreds of those take minutes.
 const stuckAfter = 10 * time.Minute
 
 // loop is the only one: it makes of all ConfigMaps one policy set, brings it
 // into force and passes on what became of it. All that it does starts from the
 // objects as they are now, so any number of events may be answered by one turn.
 type loop struct {
-	source    Source
-	compiler  *engine.Compiler
-	engine    *engine.Engine
-	publisher Publisher // nil where there is nobody to tell
-	recorder  Recorder
-	log       *slog.Logger
+	source     Source
+	entrypoint string
+	compiler   *engine.Compiler
+	engine     *engine.Engine
+	publisher  Publisher // nil where there is nobody to tell
+	recorder   Recorder
+	log        *slog.Logger
 
 	trigger  chan struct{}    // one slot: "look again"
 	snapshot *engine.Snapshot // in force
@@ -65,7 +68,6 @@ type state struct {
 	report      policy.Report
 	sourceError error
 	waiting     error     // why no set is in force yet; nil once one is
-	stopping    bool      // no new requests are wanted
 	busySince   time.Time // start of the turn; zero between turns
 }
 
@@ -79,7 +81,6 @@ func (l *loop) look() {
 }
 
 func (l *loop) run(ctx context.Context) error {
-	defer l.update(func(s *state) { s.stopping = true })
 	for {
 		select {
 		case <-ctx.Done():
@@ -103,6 +104,9 @@ func (l *loop) turn(ctx context.Context) error {
 		return nil
 	}
 	l.sourceFailed(err)
+	if err != nil && configMaps == nil {
+		return nil // nothing is known: what is in force stays
+	}
 	set := wantedSet(configMaps)
 	if fingerprint := set.Fingerprint(); fingerprint != l.wanted {
 		if err := l.enforce(ctx, set); err != nil {
@@ -129,7 +133,10 @@ func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 // enforce compiles the set and swaps it in.
 func (l *loop) enforce(ctx context.Context, set policy.Set) error {
 	start := time.Now()
-	snapshot, report := l.compiler.Compile(l.snapshot, set)
+	snapshot, report, err := l.compile(ctx, set)
+	if err != nil {
+		return err
+	}
 	if err := l.engine.Activate(ctx, snapshot); err != nil {
 		return err
 	}
@@ -137,16 +144,40 @@ func (l *loop) enforce(ctx context.Context, set policy.Set) error {
 	before := l.Report()
 	l.update(func(s *state) { s.report, s.waiting = report, nil })
 	l.recorder.Reported(report)
-	l.tell(before, report)
+	l.tell(ctx, before, report)
 	if before.Fingerprint != report.Fingerprint {
 		l.log.Info("policy set in force",
 			"fingerprint", report.Fingerprint, "modules", len(snapshot.IDs()), "held", len(report.Held()), "took", time.Since(start))
+		if !snapshot.Defines(l.entrypoint) {
+			l.log.Warn("no policy in force defines the entrypoint: there is no decision, and every review is refused",
+				"entrypoint", l.entrypoint, "modules", len(snapshot.IDs()))
+		}
 	}
 	return nil
 }
 
+// compile compiles the set. OPA's compiler knows no context: if ctx ends first,
+// the process is about to end too and does not wait for it.
+func (l *loop) compile(ctx context.Context, set policy.Set) (*engine.Snapshot, policy.Report, error) {
+	type compiled struct {
+		snapshot *engine.Snapshot
+		report   policy.Report
+	}
+	done := make(chan compiled, 1)
+	go func() {
+		snapshot, report := l.compiler.Compile(l.snapshot, set)
+		done <- compiled{snapshot, report}
+	}()
+	select {
+	case c := <-done:
+		return c.snapshot, c.report, nil
+	case <-ctx.Done():
+		return nil, policy.Report{}, ctx.Err()
+	}
+}
+
 // tell logs which modules came to be held and which no longer are.
-func (l *loop) tell(before, after policy.Report) {
+func (l *loop) tell(ctx context.Context, before, after policy.Report) {
 	was := make(map[policy.ID]policy.Status, len(before.Modules))
 	for _, s := range before.Modules {
 		was[s.ID] = s
@@ -154,11 +185,27 @@ func (l *loop) tell(before, after policy.Report) {
 	for _, s := range after.Modules {
 		switch {
 		case s.Held() && !slices.Equal(s.Problems, was[s.ID].Problems):
-			l.log.Warn("module held", "module", s.ID.String(), "inForce", s.InForce, "deleted", s.Deleted, "problems", fmt.Sprint(s.Problems))
+			l.tellHeld(ctx, s)
 		case !s.Held() && was[s.ID].Held():
 			l.log.Info("module in force again", "module", s.ID.String())
 		}
 	}
+}
+
+func (l *loop) tellHeld(ctx context.Context, s policy.Status) {
+	level := slog.LevelWarn
+	if s.InForce == policy.None {
+		level = slog.LevelError // nothing of what its author wants is enforced
+	}
+	problems := make([]string, 0, len(s.Problems))
+	for _, p := range s.Problems {
+		problems = append(problems, p.String())
+	}
+	log := l.log
+	if s.Deleted {
+		log = log.With("deleted", true)
+	}
+	log.Log(ctx, level, "module held", "module", s.ID.String(), "inForce", s.InForce, "problems", strings.Join(problems, "; "))
 }
 
 // sourceFailed logs when an error of the source comes, changes or goes.
@@ -185,17 +232,8 @@ func (l *loop) read() state {
 	return l.state
 }
 
-// InForce is nil once a whole policy set is in force, or why none is yet.
-func (l *loop) InForce() error { return l.read().waiting }
-
-// Ready is nil while new requests are welcome.
-func (l *loop) Ready() error {
-	s := l.read()
-	if s.stopping {
-		return errors.New("stopping")
-	}
-	return s.waiting
-}
+// Ready is nil once a whole policy set is in force, or why none is yet.
+func (l *loop) Ready() error { return l.read().waiting }
 
 // Healthy is nil unless the loop is stuck.
 func (l *loop) Healthy() error {

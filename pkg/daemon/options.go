@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strconv"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -66,20 +68,23 @@ func (o Options) validateSource() error {
 	}
 	for _, namespace := range o.Namespaces {
 		if problems := validation.IsDNS1123Label(namespace); namespace != AllNamespaces && len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--namespaces: %q: %s", namespace, problems[0]))
+			errs = append(errs, fmt.Errorf("--namespaces: %q: %s", namespace, short(problems)))
 		}
 	}
 	if slices.Contains(o.Namespaces, AllNamespaces) && len(o.Namespaces) > 1 {
 		errs = append(errs, errors.New("--namespaces: * stands for all namespaces; name no others beside it"))
 	}
 	if problems := validation.IsQualifiedName(o.PolicyLabel); len(problems) > 0 {
-		errs = append(errs, fmt.Errorf("--policy-label: %q: %s", o.PolicyLabel, problems[0]))
+		errs = append(errs, fmt.Errorf("--policy-label: %q: %s", o.PolicyLabel, short(problems)))
 	}
 	if problems := validation.IsValidLabelValue(o.PolicyValue); len(problems) > 0 {
-		errs = append(errs, fmt.Errorf("--policy-value: %q: %s", o.PolicyValue, problems[0]))
+		errs = append(errs, fmt.Errorf("--policy-value: %q: %s", o.PolicyValue, short(problems)))
 	}
 	if problems := validation.IsQualifiedName(o.StatusAnnotation); o.StatusAnnotation != "" && len(problems) > 0 {
-		errs = append(errs, fmt.Errorf("--status-annotation: %q: %s", o.StatusAnnotation, problems[0]))
+		errs = append(errs, fmt.Errorf("--status-annotation: %q: %s", o.StatusAnnotation, short(problems)))
+	}
+	if slices.Contains(o.Manifests, "") {
+		errs = append(errs, errors.New("--manifests: a path is empty"))
 	}
 	if len(o.Manifests) > 0 && o.Kubeconfig != "" {
 		errs = append(errs, errors.New("--manifests reads files instead of a cluster: --kubeconfig has no use beside it"))
@@ -90,7 +95,11 @@ func (o Options) validateSource() error {
 func (o Options) validateListeners() error {
 	var errs []error
 	for _, a := range []struct{ flag, value string }{{"--addr", o.Addr}, {"--diagnostic-addr", o.DiagnosticAddr}} {
-		if _, _, err := net.SplitHostPort(a.value); err != nil {
+		_, port, err := net.SplitHostPort(a.value)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %q is not an address such as :8443 or 127.0.0.1:8443", a.flag, a.value))
 		}
 	}
@@ -105,7 +114,7 @@ func (o Options) validateListeners() error {
 	}
 	for _, name := range o.WebhookConfigurations {
 		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--webhook-configuration: %q: %s", name, problems[0]))
+			errs = append(errs, fmt.Errorf("--webhook-configuration: %q: %s", name, short(problems)))
 		}
 	}
 	return errors.Join(errs...)
@@ -132,11 +141,22 @@ func (o Options) namespaces() []string {
 	if slices.Contains(o.Namespaces, AllNamespaces) {
 		return []string{metav1.NamespaceAll}
 	}
-	// A namespace that is named twice would be counted twice.
-	return slices.Compact(slices.Sorted(slices.Values(o.Namespaces)))
+	var once []string // a namespace that is named twice would be counted twice
+	for _, namespace := range o.Namespaces {
+		if !slices.Contains(once, namespace) {
+			once = append(once, namespace)
+		}
+	}
+	return once
 }
 
 // selector picks the ConfigMaps that are policies.
 func (o Options) selector() labels.Selector {
 	return labels.SelectorFromSet(labels.Set{o.PolicyLabel: o.PolicyValue})
+}
+
+// short is the first of apimachinery's problems without its examples.
+func short(problems []string) string {
+	text, _, _ := strings.Cut(problems[0], " (e.g.")
+	return text
 }

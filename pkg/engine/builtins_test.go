@@ -76,13 +76,14 @@ func TestABuiltinThatWasSwitchedOnWorks(t *testing.T) {
 	enforcing(t, []string{"net.lookup_ip_addr"}, module("a", 1, "package k", `p := net.lookup_ip_addr(input.name)`))
 }
 
-// What a schema refers to is fetched by built-ins that are not off.
+// What a schema refers to is fetched by the built-ins for schemas: that they are
+// switched on does not switch on the network.
 func TestASchemaReachesNoServer(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		t.Errorf("%s was fetched", r.URL)
 	}))
 	defer server.Close()
-	e := enforcing(t, nil, module("a", 1, "package k",
+	e := enforcing(t, []string{"json.match_schema", "json.verify_schema"}, module("a", 1, "package k",
 		`match := json.match_schema({}, {"$ref": input.url})`, `verify := json.verify_schema({"$ref": input.url})`))
 	for path, want := range map[string]string{"k/match": "undefined", "k/verify": `[false,"jsonschema: remote reference loading disabled`} {
 		if got := decide(t, e, path, map[string]any{"url": server.URL}); !like(got, want) {
@@ -108,7 +109,7 @@ func TestOnlyWhatIsOffCanBeSwitchedOn(t *testing.T) {
 			t.Errorf("%q: got error %v", name, err)
 		}
 	}
-	if got, want := engine.OffByDefault(), []string{"http.send", "net.lookup_ip_addr", "opa.runtime"}; !slices.Equal(got, want) {
+	if got, want := engine.OffByDefault(), []string{"http.send", "json.match_schema", "json.verify_schema", "net.lookup_ip_addr", "opa.runtime"}; !slices.Equal(got, want) {
 		t.Errorf("off by default: got %v, want %v", got, want)
 	}
 }

@@ -148,8 +148,9 @@ func during(compiler *ast.Compiler, before, stage ast.StageID, stopped *bool) {
 }
 
 // offByDefault are the built-ins that lend a policy author the authority of
-// the process: its network and its environment.
-var offByDefault = []string{"http.send", "net.lookup_ip_addr", "opa.runtime"}
+// the process: its network, its environment and, as a JSON schema may refer to
+// file:// as well, its files.
+var offByDefault = []string{"http.send", "json.match_schema", "json.verify_schema", "net.lookup_ip_addr", "opa.runtime"}
 
 // OffByDefault are the built-ins that a policy may call only if they were
 // switched on.

@@ -11,9 +11,10 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/logging"
@@ -30,16 +31,26 @@ import (
 // Engine is an in-process OPA that enforces one snapshot at a time. It may be
 // used by several goroutines.
 type Engine struct {
-	opa     *sdk.OPA
-	manager *plugins.Manager
+	opa      *sdk.OPA
+	manager  *plugins.Manager
+	enforced atomic.Pointer[enforced]
+	// data is what policies read as data: nothing yet. Decisions do not read the
+	// manager's store, since its commits wait for the slowest decision and keep
+	// all others waiting meanwhile.
+	data storage.Store
+}
+
+// enforced is a snapshot in force, with the queries that were prepared for it.
+type enforced struct {
+	compiler *ast.Compiler
 
 	mu      sync.Mutex
-	queries queries
+	queries map[string]*rego.PreparedEvalQuery // by path
 }
 
 // New starts an OPA without policies. It runs until Stop.
 func New(ctx context.Context) (*Engine, error) {
-	e := new(Engine)
+	e := &Engine{data: inmem.New()}
 	var err error
 	e.opa, err = sdk.New(ctx, sdk.Options{
 		Store: inmem.NewWithOpts(
@@ -74,10 +85,11 @@ func (e *Engine) Activate(ctx context.Context, snapshot *Snapshot) error {
 	if err := storage.Txn(ctx, e.manager.Store, params, nothing); err != nil {
 		return fmt.Errorf("activating policy set %s: %w", snapshot.fingerprint, err)
 	}
+	e.enforced.Store(&enforced{compiler: snapshot.compiler, queries: make(map[string]*rego.PreparedEvalQuery)})
 	return nil
 }
 
-// Decide asks for the decision at path, such as system/main, with input: what
+// Decide asks for the decision at path, as CheckPath takes it, with input: what
 // encoding/json decodes to, with json.Number for numbers. The result has that
 // form too. The error is policy.ErrUndefined if there is no such decision, and
 // that of ctx if it ended before there was one.
@@ -88,10 +100,10 @@ func (e *Engine) Activate(ctx context.Context, snapshot *Snapshot) error {
 func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Decision, error) {
 	decision := policy.Decision{ID: rand.Text()}
 	result, err := e.evaluate(ctx, path, input)
+	if ctx.Err() != nil {
+		err = ctx.Err() // OPA's own error says only that it was cancelled
+	}
 	if err != nil {
-		if ctx.Err() != nil { // OPA's own error says only that it was cancelled
-			err = fmt.Errorf("%w: %w", ctx.Err(), err)
-		}
 		return decision, fmt.Errorf("decision %s: %w", strings.Trim(path, "/"), err)
 	}
 	decision.Result = result
@@ -99,71 +111,83 @@ func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Dec
 }
 
 func (e *Engine) evaluate(ctx context.Context, path string, input any) (any, error) {
+	enforced := e.enforced.Load() // one snapshot, from here to the answer
+	if enforced == nil {
+		return nil, fmt.Errorf("%w: no policy set is in force", policy.ErrUndefined)
+	}
 	value, err := ast.InterfaceToValue(input)
 	if err != nil {
 		return nil, err
 	}
-	// While the transaction is open no snapshot is swapped in.
-	store := e.manager.Store
-	txn, err := store.NewTransaction(ctx)
+	query, err := e.prepare(ctx, enforced, path)
 	if err != nil {
 		return nil, err
 	}
-	defer store.Abort(ctx, txn)
-	query, err := e.prepare(ctx, e.manager.GetCompiler(), txn, path)
-	if err != nil {
-		return nil, err
-	}
-	results, err := query.Eval(ctx, rego.EvalTransaction(txn), rego.EvalTime(time.Now()), rego.EvalParsedInput(value))
+	results, err := query.Eval(ctx, rego.EvalParsedInput(value))
 	switch {
 	case err != nil:
 		return nil, err
 	case len(results) == 0:
-		return nil, policy.ErrUndefined
+		return nil, undefined(enforced.compiler, path)
 	}
 	return results[0].Expressions[0].Value, nil
 }
 
-// queries are the prepared queries of one compiler, by path.
-type queries struct {
-	compiler *ast.Compiler
-	byPath   map[string]*rego.PreparedEvalQuery
-}
-
-func (e *Engine) prepare(ctx context.Context, compiler *ast.Compiler, txn storage.Transaction, path string) (*rego.PreparedEvalQuery, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.queries.compiler != compiler {
-		e.queries = queries{compiler: compiler, byPath: make(map[string]*rego.PreparedEvalQuery)}
-	}
-	path = strings.Trim(path, "/")
-	if query, ok := e.queries.byPath[path]; ok {
+func (e *Engine) prepare(ctx context.Context, enforced *enforced, path string) (*rego.PreparedEvalQuery, error) {
+	enforced.mu.Lock()
+	defer enforced.mu.Unlock()
+	if query, ok := enforced.queries[path]; ok {
 		return query, nil
 	}
-	parsed, ok := storage.ParsePath("/" + path)
-	if !ok {
-		return nil, CheckPath(path)
-	}
 	query, err := rego.New(
-		rego.Query(parsed.Ref(ast.DefaultRootDocument).String()),
-		rego.Compiler(compiler),
-		rego.Store(e.manager.Store),
-		rego.Transaction(txn),
+		rego.Query(reference(path).String()),
+		rego.Compiler(enforced.compiler),
+		rego.Store(e.data),
 		rego.Runtime(e.manager.Info),
 	).PrepareForEval(ctx)
 	if err != nil {
 		return nil, err
 	}
-	e.queries.byPath[path] = &query
+	enforced.queries[path] = &query
 	return &query, nil
 }
 
-// CheckPath reports whether path names a decision, such as system/main.
+// pathPattern is what a path of a decision looks like: names between slashes.
+var pathPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*(/[A-Za-z_][A-Za-z0-9_-]*)*$`)
+
+// CheckPath reports whether path names a decision, such as system/main; slashes
+// around it do no harm.
 func CheckPath(path string) error {
-	if _, ok := storage.ParsePath("/" + strings.Trim(path, "/")); !ok || strings.Trim(path, "/") == "" {
-		return fmt.Errorf("%q is not the path of a decision: want, for example, system/main", path)
+	if !pathPattern.MatchString(strings.Trim(path, "/")) {
+		return fmt.Errorf("%q is not the path of a decision: want, for example, system/main for data.system.main", path)
 	}
 	return nil
+}
+
+// reference is a path as policies write it: data.system.main for system/main.
+func reference(path string) ast.Ref {
+	ref := ast.DefaultRootRef
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		ref = ref.Append(ast.StringTerm(name))
+	}
+	return ref
+}
+
+// Defines reports whether a rule of the snapshot could give the decision at
+// path a value.
+func (s *Snapshot) Defines(path string) bool { return defines(s.compiler, path) }
+
+func defines(compiler *ast.Compiler, path string) bool {
+	return len(compiler.GetRules(reference(path))) > 0
+}
+
+// undefined is the error of a decision without a value, with the more frequent
+// of the two reasons where it is the one.
+func undefined(compiler *ast.Compiler, path string) error {
+	if defines(compiler, path) {
+		return policy.ErrUndefined
+	}
+	return fmt.Errorf("%w: no policy in force defines %s", policy.ErrUndefined, reference(path))
 }
 
 // Version is the version of the OPA that is built in.

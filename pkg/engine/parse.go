@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -61,10 +62,47 @@ func (p *parser) parseModule(m policy.Module) *module {
 	}
 	tree, version, err := p.parseVersion(m, version)
 	parsed.version, parsed.problems = version, p.problems(err)
+	if err == nil && nesting(tree) > maxNesting {
+		parsed.problems = []policy.Problem{{
+			Code: policy.CodeDefect, Row: tree.Package.Loc().Row, Col: tree.Package.Loc().Col,
+			Message: fmt.Sprintf("comprehensions are nested more than %d deep, which takes too long to compile", maxNesting),
+		}}
+		return parsed
+	}
 	if err == nil {
 		parsed.ast = tree
 	}
 	return parsed
+}
+
+// maxNesting bounds comprehensions within comprehensions: OPA's type checker
+// takes about 2.7 times as long for each level, 2 s at 14 levels. Policies in the
+// field have four at most.
+const maxNesting = 8
+
+// nesting is how deep comprehensions, and every bodies, stand within each other.
+func nesting(x any) int {
+	deepest := 0
+	ast.WalkClosures(x, func(closure any) bool {
+		deepest = max(deepest, 1+nestingWithin(closure))
+		return true // its inside has been looked at
+	})
+	return deepest
+}
+
+// nestingWithin is the nesting of what a closure consists of.
+func nestingWithin(closure any) int {
+	switch c := closure.(type) {
+	case *ast.ArrayComprehension:
+		return max(nesting(c.Term), nesting(c.Body))
+	case *ast.SetComprehension:
+		return max(nesting(c.Term), nesting(c.Body))
+	case *ast.ObjectComprehension:
+		return max(nesting(c.Key), nesting(c.Value), nesting(c.Body))
+	case *ast.Every:
+		return max(nesting(c.Domain), nesting(c.Body))
+	}
+	return 0
 }
 
 // parseVersion parses m in the version asked for. Auto tries Rego v1 first,

@@ -151,3 +151,21 @@ func TestAModuleThatWasCreatedAgainCountsAsNew(t *testing.T) {
 		}
 	}
 }
+
+// Each level of nesting multiplies the time to compile; the limit is far beyond
+// what policies need.
+func TestDeeplyNestedComprehensionsAreHeld(t *testing.T) {
+	nested := func(levels int) string {
+		return "p := " + strings.Repeat("[x | x := ", levels) + "1" + strings.Repeat("]", levels)
+	}
+	c := newCompiler(t, policy.RegoAuto)
+	_, report := c.Compile(c.Empty(), policy.NewSet(
+		module("deep", 1, "package deep", nested(40)), module("fine", 1, "package fine", nested(8)),
+		module("every", 1, "package every", "p if { "+strings.Repeat("every x in [[1]] { ", 40)+"true"+strings.Repeat(" }", 41)),
+	))
+	checkReport(t, report, map[string]want{
+		"deep":  {"none", "1:1: invalid_parameter: comprehensions are nested more than 8 deep"},
+		"every": {"none", "1:1: invalid_parameter: comprehensions are nested more than 8 deep"},
+		"fine":  {"current v1"},
+	})
+}

@@ -100,8 +100,9 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), ready, metrics, discard))
 	defer webhook.Close()
 	send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
-	held := policy.Status{Problems: []policy.Problem{{Code: "rego_parse_error"}}}
-	metrics.Reported(policy.Report{Modules: []policy.Status{held, {}, {}}})
+	held := policy.Status{InForce: policy.Previous, Problems: []policy.Problem{{Code: "rego_parse_error"}}}
+	fine := policy.Status{InForce: policy.Current}
+	metrics.Reported(policy.Report{Modules: []policy.Status{held, fine, fine}})
 
 	diagnostic := httptest.NewServer(server.NewDiagnostic(stubState{}, metrics))
 	defer diagnostic.Close()
@@ -115,8 +116,8 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 	got := lines()
 	for _, line := range []string{
 		`kube_rego_admission_request_duration_seconds_count{outcome="allowed"} 1`,
-		`kube_rego_modules{state="held"} 1`,
-		`kube_rego_modules{state="in_force"} 2`,
+		`kube_rego_modules{in_force="previous",state="held"} 1`,
+		`kube_rego_modules{in_force="current",state="in_force"} 2`,
 		`# TYPE go_goroutines gauge`,
 		`# TYPE process_start_time_seconds gauge`,
 	} {
@@ -125,7 +126,7 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 		}
 	}
 	metrics.Reported(policy.Report{})
-	if got, want := lines(), `kube_rego_modules{state="held"} 0`; !strings.Contains(got, want+"\n") {
+	if got, want := lines(), `kube_rego_modules{in_force="previous",state="held"} 0`; !strings.Contains(got, want+"\n") {
 		t.Errorf("there is no %s once nothing is held", want)
 	}
 }

@@ -30,8 +30,8 @@ func NewMetrics() *Metrics {
 		}, []string{"outcome"}),
 		modules: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "kube_rego_modules",
-			Help: "Policy modules by state: in_force or held.",
-		}, []string{"state"}),
+			Help: "Policy modules by state (in_force or held) and by the version that is in force (current, previous or none).",
+		}, []string{"state", "in_force"}),
 	}
 	m.registry.MustRegister(m.reviews, m.modules,
 		collectors.NewGoCollector(),
@@ -46,12 +46,16 @@ func (m *Metrics) Handler() http.Handler {
 
 // Reported counts the modules of a report by their state.
 func (m *Metrics) Reported(report policy.Report) {
-	count := map[string]int{policy.StateInForce: 0, policy.StateHeld: 0}
-	for _, s := range report.Modules {
-		count[s.State()]++
+	count := map[[2]string]int{
+		{policy.StateInForce, string(policy.Current)}: 0,
+		{policy.StateHeld, string(policy.Previous)}:   0,
+		{policy.StateHeld, string(policy.None)}:       0,
 	}
-	for state, n := range count {
-		m.modules.WithLabelValues(state).Set(float64(n))
+	for _, s := range report.Modules {
+		count[[2]string{s.State(), string(s.InForce)}]++
+	}
+	for labels, n := range count {
+		m.modules.WithLabelValues(labels[:]...).Set(float64(n))
 	}
 }
 

@@ -60,7 +60,9 @@ func (l *Listener) Listen(ctx context.Context, log *slog.Logger) error {
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
-		ErrorLog:          slog.NewLogLogger(log.With("listener", l.Name).Handler(), slog.LevelDebug),
+		// Most of these are TLS handshakes that failed: a client that does not
+		// trust our CA is the most frequent trouble of a webhook.
+		ErrorLog: slog.NewLogLogger(log.With("listener", l.Name).Handler(), slog.LevelWarn),
 	}
 	if l.Certificate != nil {
 		l.server.TLSConfig = &tls.Config{
@@ -73,6 +75,9 @@ func (l *Listener) Listen(ctx context.Context, log *slog.Logger) error {
 	log.Info("listening", "listener", l.Name, "address", listener.Addr().String())
 	return nil
 }
+
+// Close gives up an address that is not served yet.
+func (l *Listener) Close() { _ = l.listener.Close() }
 
 // Serve answers requests until ctx ends, and then lets those in flight finish.
 func (l *Listener) Serve(ctx context.Context) error {

@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
-	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 const (
@@ -76,8 +75,8 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		status, outcome := classify(err)
 		h.metrics.reviewed(outcome, time.Since(start))
-		about(h.log, answer).Warn("no decision", "outcome", outcome, "status", status, "error", err)
-		writeError(w, status, err.Error())
+		about(h.log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
+		writeError(w, status, told(err))
 		return
 	}
 	outcome, level := outcomeDenied, slog.LevelInfo
@@ -90,9 +89,22 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer.Body) // a client that is gone hears nothing
 }
 
+// told is what whoever made the request hears of an error: not what ails us
+// until we are ready, which is for those who can read /readyz.
+func told(err error) string {
+	var notReady *notReadyError
+	if errors.As(err, &notReady) {
+		return "kube-rego is not ready: the first whole policy set is not in force yet"
+	}
+	return err.Error()
+}
+
 // about is the log for lines that speak of one decision.
 func about(log *slog.Logger, answer admission.Answer) *slog.Logger {
 	r := answer.Request
+	if r.UID == "" {
+		return log // it was no review
+	}
 	return log.With("decisionID", answer.DecisionID, "uid", r.UID, "operation", r.Operation,
 		"kind", r.Kind, "namespace", r.Namespace, "name", r.Name, "user", r.User)
 }
@@ -168,8 +180,6 @@ func classify(err error) (status int, outcome string) {
 		return http.StatusRequestEntityTooLarge, outcomeInvalid
 	case errors.As(err, &notReady):
 		return http.StatusServiceUnavailable, outcomeError
-	case errors.Is(err, policy.ErrUndefined):
-		return http.StatusInternalServerError, outcomeError
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout, outcomeError
 	}

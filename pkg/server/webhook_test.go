@@ -230,7 +230,7 @@ func TestWebhookLogs(t *testing.T) {
 	}{
 		{name: "a denial is told", request: "deny", want: []string{"level=INFO msg=decision decisionID=", about + `deny user="" outcome=denied`}},
 		{name: "no decision is a warning", request: "nothing", want: []string{
-			`level=WARN msg="no decision" decisionID=`, about + `nothing user="" outcome=error status=500 error="decision system/main: undefined"`,
+			`level=WARN msg="no decision" decisionID=`, about + `nothing user="" outcome=error status=500 remote=192.0.2.1:1234 error="decision system/main: undefined"`,
 		}},
 		{name: "what is allowed is not worth a line", request: "allow"},
 	} {
@@ -256,7 +256,7 @@ func TestWebhookRefusesUntilReady(t *testing.T) {
 	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), func() error { return waiting }, metrics, discard))
 	defer webhook.Close()
 	status, _, body := send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
-	if reason, message := problem(t, status, body); status != 503 || reason != "ServiceUnavailable" || message != "waiting for the first list of ConfigMaps" {
+	if reason, message := problem(t, status, body); status != 503 || reason != "ServiceUnavailable" || message != "kube-rego is not ready: the first whole policy set is not in force yet" {
 		t.Errorf("got %d %s: %s", status, reason, message)
 	}
 	counted(t, metrics, map[string]int{"error": 1})

@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/leaderelection"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/client-go/util/workqueue"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
@@ -27,22 +30,39 @@ type WriterConfig struct {
 	Client kubernetes.Interface
 	// Annotation is the key to write.
 	Annotation string
+	// Namespace is where replicas find the Lease that says who writes.
+	Namespace string
+	// Identity tells this replica from others.
+	Identity string
 	// Log is told of what could not be written.
 	Log *slog.Logger
 }
 
-// workers write at once. The API server answers a patch in about 10 ms and the
-// client's rate limit is what bounds the writer, so a few are enough.
-const workers = 4
+const (
+	// leaseName is the Lease of the one replica that writes.
+	leaseName = "kube-rego"
+	// The times of the election are those of Kubernetes' own controllers
+	// (k8s.io/component-base/config/v1alpha1, RecommendedDefaultLeaderElectionConfiguration).
+	leaseDuration = 15 * time.Second
+	renewDeadline = 10 * time.Second
+	retryPeriod   = 2 * time.Second
+	// workers write at once. The API server answers a patch in about 10 ms and
+	// the client's rate limit is what bounds the writer, so a few are enough.
+	workers = 4
+)
 
-// Writer writes statuses where they differ from what is there.
+// Writer writes statuses where they differ from what is there. Of several
+// replicas one is elected to write: two that have seen different histories would
+// otherwise write against each other without end.
 type Writer struct {
 	config WriterConfig
-	queue  workqueue.TypedRateLimitingInterface[types.NamespacedName]
 
 	mu     sync.Mutex
 	wanted map[types.NamespacedName]patch
+	queue  queue // nil while another replica writes
 }
+
+type queue = workqueue.TypedRateLimitingInterface[types.NamespacedName]
 
 // patch is one annotation to write on one version of a ConfigMap.
 type patch struct {
@@ -51,13 +71,7 @@ type patch struct {
 }
 
 // NewWriter makes a Writer; Run starts it.
-func NewWriter(config WriterConfig) *Writer {
-	return &Writer{
-		config: config,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.DefaultTypedControllerRateLimiter[types.NamespacedName]()),
-	}
-}
+func NewWriter(config WriterConfig) *Writer { return &Writer{config: config} }
 
 // Publish says what became of the modules of configMaps. It replaces what was
 // published before and returns at once; the writing follows.
@@ -77,7 +91,16 @@ func (w *Writer) Publish(configMaps []*corev1.ConfigMap, report policy.Report) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.wanted = wanted // from now on the workers' too: they delete what they wrote
-	for name := range wanted {
+	w.enqueue()
+}
+
+// enqueue hands all that is wanted to the workers, if there are any. It is called
+// with the lock held.
+func (w *Writer) enqueue() {
+	if w.queue == nil {
+		return
+	}
+	for name := range w.wanted {
 		w.queue.Add(name)
 	}
 }
@@ -91,33 +114,71 @@ func byConfigMap(report policy.Report) map[types.NamespacedName][]policy.Status 
 	return statuses
 }
 
-// Run writes until ctx ends.
-func (w *Writer) Run(ctx context.Context) {
+// Run takes part in the election until ctx ends, and writes while elected.
+func (w *Writer) Run(ctx context.Context) error {
+	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
+		Lock: &resourcelock.LeaseLock{
+			LeaseMeta:  metav1.ObjectMeta{Namespace: w.config.Namespace, Name: leaseName},
+			Client:     w.config.Client.CoordinationV1(),
+			LockConfig: resourcelock.ResourceLockConfig{Identity: w.config.Identity},
+		},
+		LeaseDuration:   leaseDuration,
+		RenewDeadline:   renewDeadline,
+		RetryPeriod:     retryPeriod,
+		ReleaseOnCancel: true,
+		Callbacks: leaderelection.LeaderCallbacks{
+			OnStartedLeading: w.lead,
+			OnStoppedLeading: func() {},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("electing the writer of statuses: %w", err)
+	}
+	for ctx.Err() == nil {
+		elector.Run(ctx) // until ctx ends or the Lease is lost
+	}
+	return nil
+}
+
+// lead writes until ctx ends.
+func (w *Writer) lead(ctx context.Context) {
+	w.config.Log.Info("this replica writes the statuses")
+	queue := workqueue.NewTypedRateLimitingQueue(
+		workqueue.DefaultTypedControllerRateLimiter[types.NamespacedName]())
+	w.use(queue)
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
-			for w.next(ctx) {
+			for w.next(ctx, queue) {
 			}
 		})
 	}
 	<-ctx.Done()
-	w.queue.ShutDown()
+	w.use(nil)
+	queue.ShutDown()
 	wg.Wait()
 }
 
+func (w *Writer) use(queue queue) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.queue = queue
+	w.enqueue()
+}
+
 // next writes one status; false once the queue is shut down.
-func (w *Writer) next(ctx context.Context) bool {
-	name, shutdown := w.queue.Get()
+func (w *Writer) next(ctx context.Context, queue queue) bool {
+	name, shutdown := queue.Get()
 	if shutdown {
 		return false
 	}
-	defer w.queue.Done(name)
+	defer queue.Done(name)
 	if err := w.write(ctx, name); err != nil && ctx.Err() == nil {
 		w.config.Log.Warn("the status could not be written; trying again", "configMap", name.String(), "error", err)
-		w.queue.AddRateLimited(name)
+		queue.AddRateLimited(name)
 		return true
 	}
-	w.queue.Forget(name)
+	queue.Forget(name)
 	return true
 }
 

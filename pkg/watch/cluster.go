@@ -99,6 +99,7 @@ func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
 		if ctx.Err() == nil {
 			i.failed(err)
+			look() // whoever waits for the first list hears why
 			c.config.Log.Warn("watching ConfigMaps failed; trying again", "namespace", i.name(), "error", err)
 		}
 	})

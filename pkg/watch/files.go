@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,9 +25,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// settleTime is how long files must be quiet before they are read: an editor
-// writes a file in several steps within a few milliseconds.
+// settleTime is how long after a change the files are read: an editor writes a
+// file in several steps within a few milliseconds.
 const settleTime = 50 * time.Millisecond
+
+// lookInterval is how often the files are looked at without being told: a folder
+// that was replaced by another of the same name is no longer watched by the
+// operating system. Reading a hundred files takes milliseconds.
+const lookInterval = 2 * time.Second
 
 // FilesConfig is what Files needs.
 type FilesConfig struct {
@@ -46,32 +52,66 @@ type FilesConfig struct {
 type Files struct {
 	config FilesConfig
 
-	mu   sync.Mutex
-	last []*corev1.ConfigMap
+	mu sync.Mutex
+	// last is what could be read, by file, of each path.
+	last map[string]map[string][]*corev1.ConfigMap
 }
 
 // NewFiles reads the files once: what is broken at the start is an error.
 func NewFiles(config FilesConfig) (*Files, error) {
-	f := &Files{config: config}
-	configMaps, err := f.read()
-	if err != nil {
+	f := &Files{config: config, last: make(map[string]map[string][]*corev1.ConfigMap)}
+	if _, err := f.ConfigMaps(); err != nil {
 		return nil, err
 	}
-	f.last = configMaps
 	return f, nil
 }
 
-// ConfigMaps are the labelled ConfigMaps of the files as they are now. If a file
-// is broken they are as they were before, and the error says what is wrong.
+// ConfigMaps are the labelled ConfigMaps of the files as they are now. Of a file
+// or folder that is broken they are as they were before, and the error says what
+// is wrong.
 func (f *Files) ConfigMaps() ([]*corev1.ConfigMap, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	configMaps, err := f.read()
-	if err != nil {
-		return f.last, err
+	var errs []error
+	var all []*corev1.ConfigMap
+	from := make(map[string]string) // the file of each ConfigMap
+	for _, path := range f.config.Paths {
+		errs = append(errs, f.read(path))
+		for _, file := range slices.Sorted(maps.Keys(f.last[path])) {
+			for _, cm := range f.last[path][file] {
+				name := cm.Namespace + "/" + cm.Name
+				if first, ok := from[name]; ok {
+					errs = append(errs, fmt.Errorf("ConfigMap %s in %s is passed over: it is in %s already", name, file, first))
+					continue
+				}
+				from[name] = file
+				all = append(all, cm)
+			}
+		}
 	}
-	f.last = configMaps
-	return f.last, nil
+	return all, errors.Join(errs...)
+}
+
+// read reads one path anew, and keeps what it read before of what is broken now.
+func (f *Files) read(path string) error {
+	files, err := expand(path)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	now := make(map[string][]*corev1.ConfigMap, len(files))
+	for _, file := range files {
+		configMaps, err := f.readFile(file)
+		if err != nil {
+			configMaps = f.last[path][file]
+		}
+		if !errors.Is(err, errEmpty) {
+			errs = append(errs, err)
+		}
+		now[file] = configMaps
+	}
+	f.last[path] = now
+	return errors.Join(errs...)
 }
 
 // Run watches the files until ctx ends and calls look after every change.
@@ -81,23 +121,30 @@ func (f *Files) Run(ctx context.Context, look func()) error {
 		return fmt.Errorf("watching files: %w", err)
 	}
 	defer func() { _ = watcher.Close() }()
-	for _, path := range f.config.Paths {
-		if err := watcher.Add(folder(path)); err != nil {
-			return fmt.Errorf("watching %s: %w", path, err)
-		}
-	}
-	look() // for edits made between the first reading and now
-	quiet := time.NewTimer(settleTime)
+	regularly := time.NewTicker(lookInterval)
+	defer regularly.Stop()
+	var quiet <-chan time.Time // set while a change waits for its look
+	look()                     // for edits made between the first reading and now
 	for {
+		for _, path := range f.config.Paths {
+			// Of what is not there now the next look tells, and the one after the
+			// interval tries again.
+			_ = watcher.Add(folder(path))
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-watcher.Events:
-			quiet.Reset(settleTime)
+			if quiet == nil {
+				quiet = time.After(settleTime)
+			}
 		case err := <-watcher.Errors:
 			f.config.Log.Warn("watching files failed; looking again", "error", err)
-			quiet.Reset(settleTime)
-		case <-quiet.C:
+			look()
+		case <-quiet:
+			quiet = nil
+			look()
+		case <-regularly.C:
 			look()
 		}
 	}
@@ -110,34 +157,6 @@ func folder(path string) string {
 		return path
 	}
 	return filepath.Dir(path)
-}
-
-func (f *Files) read() ([]*corev1.ConfigMap, error) {
-	var all []*corev1.ConfigMap
-	from := make(map[string]string) // the file of each ConfigMap
-	for _, path := range f.config.Paths {
-		files, err := expand(path)
-		if err != nil {
-			return nil, err
-		}
-		for _, file := range files {
-			configMaps, err := f.readFile(file)
-			if err != nil {
-				return nil, err
-			}
-			for _, cm := range configMaps {
-				name := cm.Namespace + "/" + cm.Name
-				if first, ok := from[name]; ok && first != file {
-					return nil, fmt.Errorf("ConfigMap %s is in both %s and %s", name, first, file)
-				} else if ok {
-					return nil, fmt.Errorf("ConfigMap %s is in %s twice", name, file)
-				}
-				from[name] = file
-				all = append(all, cm)
-			}
-		}
-	}
-	return all, nil
 }
 
 // expand is path itself, or the manifests in it if it is a folder.
@@ -162,6 +181,10 @@ func expand(path string) ([]string, error) {
 	return files, nil
 }
 
+// errEmpty is the state of a file that somebody has just begun to write: what
+// was in it before stays until there is more to read.
+var errEmpty = errors.New("the file is empty")
+
 // readFile reads the ConfigMaps of one file that are policies. Objects of other
 // kinds are somebody else's.
 func (f *Files) readFile(file string) ([]*corev1.ConfigMap, error) {
@@ -171,6 +194,9 @@ func (f *Files) readFile(file string) ([]*corev1.ConfigMap, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading manifests: %w", err)
+	}
+	if len(data) == 0 {
+		return nil, errEmpty
 	}
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	var configMaps []*corev1.ConfigMap
@@ -196,11 +222,19 @@ type manifest struct {
 	Items      []json.RawMessage `json:"items"`
 }
 
-// readDocument appends the ConfigMaps of one YAML document that are policies.
+// readDocument appends the ConfigMaps of one YAML document that are policies. It
+// is as strict as kubectl: an unknown field or a number for a text is an error.
 func (f *Files) readDocument(configMaps []*corev1.ConfigMap, document []byte) ([]*corev1.ConfigMap, error) {
-	var m manifest
-	if err := yaml.Unmarshal(document, &m); err != nil {
+	object, err := yaml.YAMLToJSONStrict(document)
+	if err != nil {
 		return nil, err
+	}
+	if bytes.Equal(object, []byte("null")) {
+		return configMaps, nil // nothing but comments
+	}
+	var m manifest
+	if err := json.Unmarshal(object, &m); err != nil {
+		return nil, errors.New("this is no manifest of a Kubernetes object (Rego goes into the data of a ConfigMap)")
 	}
 	if m.APIVersion != "v1" {
 		return configMaps, nil
@@ -208,14 +242,15 @@ func (f *Files) readDocument(configMaps []*corev1.ConfigMap, document []byte) ([
 	switch m.Kind {
 	case "List", "ConfigMapList":
 		for i, item := range m.Items {
-			var err error
 			if configMaps, err = f.readDocument(configMaps, item); err != nil {
 				return nil, fmt.Errorf("item %d: %w", i, err)
 			}
 		}
 	case "ConfigMap":
 		cm := new(corev1.ConfigMap)
-		if err := yaml.UnmarshalStrict(document, cm); err != nil {
+		decoder := json.NewDecoder(bytes.NewReader(object))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(cm); err != nil {
 			return nil, err
 		}
 		if cm.Name == "" {

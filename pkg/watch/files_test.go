@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,7 @@ func configMap(namespace, name, rego string) string {
 	if namespace != "" {
 		head += "  namespace: " + namespace + "\n"
 	}
-	return head + "  labels: {policy: rego}\ndata:\n  main: " + rego + "\n"
+	return head + "  labels: {policy: rego}\ndata:\n  main: " + strconv.Quote(rego) + "\n"
 }
 
 // inFolder writes files and folders by their path and returns where.
@@ -161,7 +162,7 @@ func item(manifest string) string {
 
 func TestFilesThatAreBroken(t *testing.T) {
 	a := configMap("opa", "a", "1")
-	const unknown = `error unmarshaling JSON: while decoding JSON: json: unknown field `
+	const unknown = `json: unknown field `
 	for _, test := range []struct {
 		name  string
 		files map[string]string
@@ -171,19 +172,19 @@ func TestFilesThatAreBroken(t *testing.T) {
 		{name: "no such file", paths: []string{"a.yaml"}, want: "reading manifests: stat DIR/a.yaml: no such file or directory"},
 		{
 			name: "broken YAML", files: map[string]string{"a.yaml": "a: b: c\n"},
-			want: "reading DIR/a.yaml, document 1: error converting YAML to JSON: yaml: mapping values are not allowed in this context",
+			want: "reading DIR/a.yaml, document 1: yaml: mapping values are not allowed in this context",
 		},
 		{
 			name: "broken YAML in the second document", files: map[string]string{"a.yaml": a + "---\na: [\n"},
-			want: "reading DIR/a.yaml, document 2: error converting YAML to JSON: yaml: line 1: did not find expected node content",
+			want: "reading DIR/a.yaml, document 2: yaml: line 1: did not find expected node content",
 		},
 		{
 			name: "broken JSON", files: map[string]string{"a.json": `{"apiVersion": "v1", `},
-			want: "reading DIR/a.json, document 1: error converting YAML to JSON: yaml: line 1: did not find expected node content",
+			want: "reading DIR/a.json, document 1: yaml: line 1: did not find expected node content",
 		},
 		{
 			name: "text that is no object", files: map[string]string{"a.yaml": "package system\n"},
-			want: "reading DIR/a.yaml, document 1: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal string into Go value of type watch.manifest",
+			want: "reading DIR/a.yaml, document 1: this is no manifest of a Kubernetes object (Rego goes into the data of a ConfigMap)",
 		},
 		{
 			name: "a field that ConfigMaps do not have", files: map[string]string{"a.yaml": a + "date:\n  main: typing error\n"},
@@ -195,11 +196,11 @@ func TestFilesThatAreBroken(t *testing.T) {
 		},
 		{
 			name: "a key twice", files: map[string]string{"a.yaml": a + "  main: \"2\"\n"},
-			want: `reading DIR/a.yaml, document 1: error converting YAML to JSON: yaml: unmarshal errors:` + "\n" + `  line 9: key "main" already set in map`,
+			want: `reading DIR/a.yaml, document 1: yaml: unmarshal errors:` + "\n" + `  line 9: key "main" already set in map`,
 		},
 		{
-			name: "text that is not UTF-8", files: map[string]string{"a.yaml": configMap("opa", "a", "\"\xff\"")},
-			want: "reading DIR/a.yaml, document 1: error converting YAML to JSON: yaml: invalid leading UTF-8 octet",
+			name: "text that is not UTF-8", files: map[string]string{"a.yaml": strings.Replace(a, `"1"`, "\"\xff\"", 1)},
+			want: "reading DIR/a.yaml, document 1: yaml: invalid leading UTF-8 octet",
 		},
 		{
 			name: "a ConfigMap without a name", files: map[string]string{"a.yaml": strings.Replace(a, "name: a", "generateName: a", 1)},
@@ -211,15 +212,15 @@ func TestFilesThatAreBroken(t *testing.T) {
 		},
 		{
 			name: "a ConfigMap twice in a file", files: map[string]string{"a.yaml": a + "---\n" + a},
-			want: "ConfigMap opa/a is in DIR/a.yaml twice",
+			want: "ConfigMap opa/a in DIR/a.yaml is passed over: it is in DIR/a.yaml already",
 		},
 		{
 			name: "a ConfigMap in two files", files: map[string]string{"a.yaml": a, "b.yaml": a},
-			want: "ConfigMap opa/a is in both DIR/a.yaml and DIR/b.yaml",
+			want: "ConfigMap opa/a in DIR/b.yaml is passed over: it is in DIR/a.yaml already",
 		},
 		{
 			name: "a file that is named twice", files: map[string]string{"a.yaml": a}, paths: []string{"a.yaml", "a.yaml"},
-			want: "ConfigMap opa/a is in DIR/a.yaml twice",
+			want: "ConfigMap opa/a in DIR/a.yaml is passed over: it is in DIR/a.yaml already",
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -268,8 +269,8 @@ func TestABrokenEditKeepsWhatWasRead(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "b.yaml, document 1") {
 		t.Errorf("got the error %v", err)
 	}
-	if got := told(got); got != "opa/a=1 opa/b=1" {
-		t.Errorf("got %q beside the error, want what was read last", got)
+	if got := told(got); got != "opa/a=2 opa/b=1" {
+		t.Errorf("got %q beside the error, want what was read last of the broken file alone", got)
 	}
 	write(t, filepath.Join(dir, "b.yaml"), configMap("opa", "b", "2"))
 	got, err = files.ConfigMaps()
@@ -366,18 +367,26 @@ func TestRunLooksWhenItStarts(t *testing.T) {
 	}
 }
 
-func TestRunOfAFolderThatIsGone(t *testing.T) {
+// Whoever checks out another branch replaces the folder by another of the same
+// name, which nobody has asked the operating system to watch.
+func TestRunFollowsAFolderThatIsReplaced(t *testing.T) {
 	dir := filepath.Join(inFolder(t, map[string]string{"policies/a.yaml": configMap("opa", "a", "1")}), "policies")
-	files, err := newFiles([]string{"opa"}, filepath.Join(dir, "a.yaml"))
+	files, err := newFiles([]string{"opa"}, dir)
 	if err != nil {
 		t.Fatal(err)
 	}
+	looks := runQuietly(t, files)
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if err := files.Run(t.Context(), func() {}); err == nil || !strings.HasPrefix(err.Error(), "watching "+filepath.Join(dir, "a.yaml")+": ") {
-		t.Errorf("got the error %v", err)
+	await(t, looks)
+	if got, err := files.ConfigMaps(); err == nil || told(got) != "opa/a=1" {
+		t.Errorf("got %q, %v while there is no folder; want what was read last, and an error", told(got), err)
 	}
+	write(t, filepath.Join(dir, "a.yaml"), configMap("opa", "a", "2"))
+	awaitConfigMaps(t, looks, files, "opa/a=2")
+	write(t, filepath.Join(dir, "a.yaml"), configMap("opa", "a", "3"))
+	awaitConfigMaps(t, looks, files, "opa/a=3")
 }
 
 // run runs files until the test ends, and tells of each look.
