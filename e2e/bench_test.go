@@ -140,7 +140,8 @@ func printReadiness(rows []readiness) {
 	_ = w.Flush()
 	for _, r := range rows {
 		if r.configMaps == 1000 {
-			fmt.Printf("kube-mgmt needed %.0f s for 1,000: %.0f times as long\n\n", ancestor.Seconds(), ancestor.Seconds()/r.ready.Seconds())
+			fmt.Printf("kube-mgmt needed %.0f s for 1,000, annotations included (measured elsewhere): %.0f times as long\n\n",
+				ancestor.Seconds(), ancestor.Seconds()/r.allOK.Seconds())
 		}
 	}
 }

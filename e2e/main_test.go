@@ -78,6 +78,10 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, cluster.Stop()) }()
+	namespace := filepath.Join(cluster.root, "manifests", "namespace.yaml")
+	if out, err := cluster.Kubectl(ctx, "apply", "-f", namespace).CombinedOutput(); err != nil {
+		return 1, fmt.Errorf("make the namespace: %w\n%s", err, out)
+	}
 	return m.Run(), nil
 }
 

@@ -530,6 +530,40 @@ func TestNotReadyWithoutTheFirstList(t *testing.T) {
 	}
 }
 
+// When the policies can no longer be read, what is in force stays, and /status says so until they can be again.
+func TestALostSourceIsTold(t *testing.T) {
+	_, instance := install(t)
+	create(t, policy(opa, "main", "main", entrypoint))
+	create(t, policy(opa, "rules", "main", denyLabel("kept")))
+	refuses(t, "kept")
+	bindings := cluster.Client().RbacV1().RoleBindings(opa)
+	binding, err := bindings.Get(t.Context(), "kube-rego", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bindings.Delete(t.Context(), "kube-rego", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	sourceError := func(wanted func(string) bool) {
+		t.Helper()
+		eventually(t, "sourceError in /status", func(ctx context.Context) error {
+			status, err := instance.Status(ctx)
+			if err == nil && !wanted(status.SourceError) {
+				err = fmt.Errorf("it is %q", status.SourceError)
+			}
+			return err
+		})
+	}
+	sourceError(contains("namespace opa", "forbidden"))
+	refuses(t, "kept")
+	binding.ResourceVersion, binding.UID = "", ""
+	if _, err := bindings.Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	sourceError(is(""))
+	inForce(t, instance, map[string]string{"opa/main/main": "current", "opa/rules/main": "current"})
+}
+
 // SIGTERM is a clean end, also while requests come.
 func TestItStopsCleanly(t *testing.T) {
 	_, instance := install(t)
@@ -542,6 +576,9 @@ func TestItStopsCleanly(t *testing.T) {
 	log, err := os.ReadFile(instance.LogPath())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := instance.ExitError(); err != nil {
+		t.Errorf("it ended with %v", err)
 	}
 	if strings.Contains(string(log), "level=ERROR") || strings.Contains(string(log), "kube-rego: ") {
 		t.Errorf("it did not stop cleanly after %s:\n%s", time.Since(started), log)

@@ -95,6 +95,9 @@ func (i *Instance) Running() bool { return i.process.Running() }
 // Stop ends the process as a kubelet does: SIGTERM, and SIGKILL when that takes too long.
 func (i *Instance) Stop() error { return i.process.Stop() }
 
+// ExitError is nil when the process, which must have been stopped, ended with exit code 0.
+func (i *Instance) ExitError() error { return i.process.ExitError() }
+
 // Kill ends the process without a warning.
 func (i *Instance) Kill() error { return i.process.Kill() }
 

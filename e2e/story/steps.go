@@ -73,10 +73,11 @@ func (s *Stage) Steps() []Step {
 		},
 		{
 			Title: "As long as there is no policy, the answer is no",
-			Text:  "No answer is never a silent yes. (Set failurePolicy Ignore to roll out on a cluster that others work on.)",
+			Text:  "Without a decision nothing is allowed. (Set failurePolicy Ignore to roll out on a cluster that others work on.)",
 			Commands: []Command{
 				{On: frankfurt, Line: "kubectl create -f examples/demo/pod-allowed.yaml", Fails: true, Want: []Expectation{
-					Says(`failed calling webhook "webhook.openpolicyagent.org"`)}},
+					Says(`failed calling webhook "webhook.openpolicyagent.org"`),
+					Says(`no policy in force defines data.system.main`)}},
 			},
 		},
 		{

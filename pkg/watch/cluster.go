@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,6 +21,14 @@ import (
 // ErrNotSynced says that the first full list of ConfigMaps is not there yet.
 var ErrNotSynced = errors.New("waiting for the first full list of ConfigMaps")
 
+const (
+	// contactInterval is how often the API server is asked whether it still
+	// answers: a watch whose server is gone is retried in silence.
+	contactInterval = 5 * time.Second
+	// contactTimeout is how long it may take; it takes milliseconds.
+	contactTimeout = 10 * time.Second
+)
+
 // ClusterConfig is what a Cluster needs.
 type ClusterConfig struct {
 	// Client reads ConfigMaps.
@@ -29,7 +38,7 @@ type ClusterConfig struct {
 	// Selector is the label selector that the API server applies, so that
 	// ConfigMaps that are no policies never cross the network.
 	Selector string
-	// Log is told when a watch fails and when it works again.
+	// Log is told when a watch fails.
 	Log *slog.Logger
 }
 
@@ -90,6 +99,7 @@ func (c *Cluster) Run(ctx context.Context, look func()) error {
 				look()
 			}
 		})
+		wg.Go(func() { c.keepContact(ctx, i, look) })
 	}
 	<-ctx.Done()
 	return nil
@@ -107,9 +117,9 @@ func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
 	}
 	_, err = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { i.failed(nil); look() },
-		UpdateFunc: func(_, _ any) { i.failed(nil); look() },
-		DeleteFunc: func(any) { i.failed(nil); look() },
+		AddFunc:    func(any) { look() },
+		UpdateFunc: func(_, _ any) { look() },
+		DeleteFunc: func(any) { look() },
 	})
 	if err != nil {
 		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
@@ -117,11 +127,40 @@ func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 	return nil
 }
 
-// ConfigMaps are the labelled ConfigMaps as they are now, in no order. They
-// must not be changed. The error is ErrNotSynced until the first full list of
-// every namespace is there.
+// keepContact asks for one of the ConfigMaps from time to time, and looks again
+// when the API server stops or starts to answer.
+func (c *Cluster) keepContact(ctx context.Context, i *namespaceInformer, look func()) {
+	ticker := time.NewTicker(contactInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if changed := i.failed(c.contact(ctx, i)); changed && ctx.Err() == nil {
+			look()
+		}
+	}
+}
+
+func (c *Cluster) contact(ctx context.Context, i *namespaceInformer) error {
+	ctx, cancel := context.WithTimeout(ctx, contactTimeout)
+	defer cancel()
+	_, err := c.config.Client.CoreV1().ConfigMaps(i.namespace).List(ctx, metav1.ListOptions{
+		LabelSelector: c.config.Selector,
+		Limit:         1,
+	})
+	return err
+}
+
+// ConfigMaps are the labelled ConfigMaps as they were last seen, in no order.
+// They must not be changed. The error is ErrNotSynced, without ConfigMaps, until
+// the first full list of every namespace is there. Later an error beside them
+// says why there may be newer ones.
 func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
 	var all []*corev1.ConfigMap
+	var errs []error
 	for _, i := range c.informers {
 		if !i.HasSynced() {
 			return nil, i.notSynced()
@@ -133,22 +172,35 @@ func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
 			}
 			all = append(all, cm)
 		}
+		errs = append(errs, i.trouble())
 	}
-	return all, nil
+	return all, errors.Join(errs...)
 }
 
-func (i *namespaceInformer) failed(err error) {
+// failed notes the last error of the API server, nil for an answer, and reports
+// whether that is news.
+func (i *namespaceInformer) failed(err error) (changed bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	changed = (err == nil) != (i.err == nil)
 	i.err = err
+	return changed
+}
+
+// trouble is the last error of the API server; nil if it answered since.
+func (i *namespaceInformer) trouble() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.err == nil {
+		return nil
+	}
+	return fmt.Errorf("listing ConfigMaps in namespace %s: %w", i.name(), i.err)
 }
 
 // notSynced is ErrNotSynced with the last error that the API server gave.
 func (i *namespaceInformer) notSynced() error {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.err != nil {
-		return fmt.Errorf("%w: namespace %s: %w", ErrNotSynced, i.name(), i.err)
+	if err := i.trouble(); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotSynced, err)
 	}
 	return ErrNotSynced
 }

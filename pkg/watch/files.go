@@ -50,7 +50,8 @@ type FilesConfig struct {
 
 // Files watches the labelled ConfigMaps in files.
 type Files struct {
-	config FilesConfig
+	config   FilesConfig
+	interval time.Duration // lookInterval; longer in tests of what events bring about
 
 	mu sync.Mutex
 	// last is what could be read, by file, of each path.
@@ -59,7 +60,7 @@ type Files struct {
 
 // NewFiles reads the files once: what is broken at the start is an error.
 func NewFiles(config FilesConfig) (*Files, error) {
-	f := &Files{config: config, last: make(map[string]map[string][]*corev1.ConfigMap)}
+	f := &Files{config: config, interval: lookInterval, last: make(map[string]map[string][]*corev1.ConfigMap)}
 	if _, err := f.ConfigMaps(); err != nil {
 		return nil, err
 	}
@@ -121,16 +122,12 @@ func (f *Files) Run(ctx context.Context, look func()) error {
 		return fmt.Errorf("watching files: %w", err)
 	}
 	defer func() { _ = watcher.Close() }()
-	regularly := time.NewTicker(lookInterval)
+	regularly := time.NewTicker(f.interval)
 	defer regularly.Stop()
-	var quiet <-chan time.Time // set while a change waits for its look
+	f.follow(watcher)
 	look()                     // for edits made between the first reading and now
+	var quiet <-chan time.Time // set while a change waits for its look
 	for {
-		for _, path := range f.config.Paths {
-			// Of what is not there now the next look tells, and the one after the
-			// interval tries again.
-			_ = watcher.Add(folder(path))
-		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -145,8 +142,18 @@ func (f *Files) Run(ctx context.Context, look func()) error {
 			quiet = nil
 			look()
 		case <-regularly.C:
+			f.follow(watcher)
 			look()
 		}
+	}
+}
+
+// follow asks the operating system for events of all paths, also of those that
+// were replaced. Of what is not there now a look tells, and the next call tries
+// again.
+func (f *Files) follow(watcher *fsnotify.Watcher) {
+	for _, path := range f.config.Paths {
+		_ = watcher.Add(folder(path))
 	}
 }
 

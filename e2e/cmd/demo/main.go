@@ -133,7 +133,8 @@ func demo(ctx context.Context, dir string, out io.Writer) error {
 		return playError{err, filepath.Join(dir, "*", "*", "*.log")}
 	}
 	total := story.Count(stage.Steps())
-	fmt.Fprintf(out, "\ndemo: done: the story played on two clusters, %d of %d expectations held (took %s)\n",
+	fmt.Fprintf(out, "\nThe clusters are stopped; their logs are in %s. For one that stays, type make cluster.\n", dir)
+	fmt.Fprintf(out, "demo: done: the story played on two clusters, %d of %d expectations held (took %s)\n",
 		stage.Held(), total, time.Since(start).Round(time.Second))
 	return nil
 }

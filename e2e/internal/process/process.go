@@ -224,6 +224,12 @@ func lastLines(text []byte, n int) []byte {
 	return bytes.Join(lines[max(0, len(lines)-n):], []byte("\n"))
 }
 
+// ExitError is nil when the process, started by us, has ended by itself with exit code 0, or how it ended.
+func (p *Process) ExitError() error {
+	<-p.exited
+	return p.exitErr
+}
+
 // Stop ends the process: SIGTERM first, SIGKILL when it takes longer than 10 seconds. A process that is gone is fine.
 func (p *Process) Stop() error {
 	ended, err := p.end(syscall.SIGTERM)
