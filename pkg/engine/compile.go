@@ -35,6 +35,7 @@ func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module) *Snapsho
 // by several goroutines.
 type Compiler struct {
 	parser parser
+	trials int // maxTrials; fewer in tests
 }
 
 // NewCompiler makes a compiler for modules that may call the built-ins of this
@@ -45,7 +46,7 @@ func NewCompiler(version policy.RegoVersion, enabled ...string) (*Compiler, erro
 	if err != nil {
 		return nil, err
 	}
-	return &Compiler{parser: parser{capabilities: capabilities, off: off, version: version}}, nil
+	return &Compiler{parser: parser{capabilities: capabilities, off: off, version: version}, trials: maxTrials}, nil
 }
 
 // Empty is the snapshot of a set without modules.
@@ -61,6 +62,7 @@ func (c *Compiler) Compile(previous *Snapshot, wanted policy.Set) (*Snapshot, po
 	parsed := c.parser.parse(wanted)
 	s := settlement{
 		parser: &c.parser,
+		trials: c.trials,
 		base:   previous.modules,
 		held:   make(map[policy.ID][]policy.Problem),
 	}
