@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/kube-rego/kube-rego/e2e/controlplane"
+	"github.com/kube-rego/kube-rego/e2e/internal/race"
 	"github.com/kube-rego/kube-rego/e2e/kuberego"
 	"github.com/kube-rego/kube-rego/e2e/programs"
 )
@@ -62,7 +63,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	cluster.binary, err = kuberego.BuildBinary(ctx, kuberego.BuildConfig{
-		Root: cluster.root, Dir: dir, Race: raceDetector, Progress: os.Stderr,
+		Root: cluster.root, Dir: dir, Race: race.Enabled, Progress: os.Stderr,
 	})
 	if err != nil {
 		return 1, err

@@ -49,7 +49,7 @@ review. It stops on SIGTERM and SIGINT, after the requests in flight.`,
 
 func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.SortFlags = false // in the order in which a person reads them
-	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; none: the pod's own service account")
+	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; the namespace of its context is ours, for certificate and Lease; none: the pod's own service account")
 	flags.StringSliceVar(&o.Namespaces, "namespaces", []string{"opa"}, "namespaces to watch for policies; * for all")
 	flags.StringSliceVar(&o.Manifests, "manifests", nil, "read ConfigMaps from these `files or folders` instead of a cluster, and watch them; repeatable")
 	flags.StringVar(&o.PolicyLabel, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kube-rego/kube-rego/e2e/controlplane"
 	"github.com/kube-rego/kube-rego/e2e/internal/loopback"
+	"github.com/kube-rego/kube-rego/e2e/internal/race"
 	"github.com/kube-rego/kube-rego/e2e/programs"
 )
 
@@ -75,7 +76,7 @@ func newConfig(t *testing.T) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := BuildBinary(t.Context(), BuildConfig{Root: root, Dir: t.TempDir(), Progress: os.Stderr})
+	binary, err := BuildBinary(t.Context(), BuildConfig{Root: root, Dir: t.TempDir(), Race: race.Enabled, Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}

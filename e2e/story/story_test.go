@@ -3,8 +3,10 @@ package story
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/kube-rego/kube-rego/e2e/internal/race"
 	"github.com/kube-rego/kube-rego/e2e/kuberego"
 	"github.com/kube-rego/kube-rego/e2e/programs"
 )
@@ -40,7 +42,7 @@ func newStage(t *testing.T, dir string) *Stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := kuberego.BuildBinary(t.Context(), kuberego.BuildConfig{Root: root, Dir: dir, Progress: os.Stderr})
+	binary, err := kuberego.BuildBinary(t.Context(), kuberego.BuildConfig{Root: root, Dir: dir, Race: race.Enabled, Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,6 +54,11 @@ func newStage(t *testing.T, dir string) *Stage {
 		if err := stage.Stop(); err != nil {
 			t.Error(err)
 		}
+		for log, content := range logs(t, dir) {
+			if strings.Contains(content, "DATA RACE") {
+				t.Errorf("%s:\n%s", log, content)
+			}
+		}
 	})
 	return stage
 }
@@ -59,15 +66,25 @@ func newStage(t *testing.T, dir string) *Stage {
 // showLogs shows what kube-rego wrote: the folder goes away with the test.
 func showLogs(t *testing.T, dir string) {
 	t.Helper()
-	logs, err := filepath.Glob(filepath.Join(dir, "*", "kube-rego", "*.log"))
+	for log, content := range logs(t, dir) {
+		t.Logf("%s:\n%s", log, content)
+	}
+}
+
+// logs are what the processes of kube-rego wrote, by file.
+func logs(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*", "kube-rego", "*.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, log := range logs {
-		content, err := os.ReadFile(log)
+	contents := make(map[string]string, len(files))
+	for _, file := range files {
+		content, err := os.ReadFile(file)
 		if err != nil {
 			t.Error(err)
 		}
-		t.Logf("%s:\n%s", log, content)
+		contents[file] = string(content)
 	}
+	return contents
 }

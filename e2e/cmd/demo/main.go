@@ -133,10 +133,23 @@ func demo(ctx context.Context, dir string, out io.Writer) error {
 		return playError{err, filepath.Join(dir, "*", "*", "*.log")}
 	}
 	total := story.Count(stage.Steps())
-	fmt.Fprintf(out, "\nThe clusters are stopped; their logs are in %s. For one that stays, type make cluster.\n", dir)
+	fmt.Fprintf(out, "\nThe clusters are stopped; their logs are in %s. For one that stays, type make cluster.\n", shown(root, dir))
 	fmt.Fprintf(out, "demo: done: the story played on two clusters, %d of %d expectations held (took %s)\n",
 		stage.Held(), total, time.Since(start).Round(time.Second))
 	return nil
+}
+
+// shown is a folder as a person in the project's root types it.
+func shown(root, dir string) string {
+	absolute, err := filepath.Abs(dir)
+	if err != nil {
+		return dir
+	}
+	relative, err := filepath.Rel(root, absolute)
+	if err != nil {
+		return absolute
+	}
+	return relative
 }
 
 // play plays all steps and stops what they started.
