@@ -2,8 +2,9 @@
 // certificate, shares them between replicas in a Secret, reads them from files
 // where somebody else makes them, and puts the CA into webhook configurations.
 //
-// Rotation has its place in Bundle.Valid: a bundle that is no longer good is
-// made anew by whoever notices first, and the others take it over.
+// Rotation has its place in Shared, which replaces a bundle that is no longer
+// valid. So far it is asked at the start, and whenever a webhook configuration
+// holds another CA than ours; nothing asks as time goes by.
 package certs
 
 import (

@@ -50,13 +50,11 @@ type enforced struct {
 
 // New starts an OPA without policies. It runs until Stop.
 func New(ctx context.Context) (*Engine, error) {
-	e := &Engine{data: inmem.New()}
+	e := &Engine{data: inmem.NewWithOpts(
+		inmem.OptReturnASTValuesOnRead(true), // saves a conversion on every read of data
+	)}
 	var err error
 	e.opa, err = sdk.New(ctx, sdk.Options{
-		Store: inmem.NewWithOpts(
-			inmem.OptReturnASTValuesOnRead(true), // saves a conversion on every read of data
-			inmem.OptRoundTripOnWrite(false),     // nobody else holds what we write
-		),
 		Logger:        logging.NewNoOpLogger(),
 		ConsoleLogger: logging.NewNoOpLogger(),
 		Ready:         make(chan struct{}), // there is no plugin to wait for
