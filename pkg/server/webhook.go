@@ -84,7 +84,9 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 		outcome, level = outcomeAllowed, slog.LevelDebug
 	}
 	h.metrics.reviewed(outcome, time.Since(start))
-	about(h.log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
+	if h.log.Enabled(r.Context(), level) { // what is allowed is most of it, and seldom logged
+		about(h.log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
+	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(answer.Body) // a client that is gone hears nothing
 }

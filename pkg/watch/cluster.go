@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -107,11 +109,12 @@ func (c *Cluster) Run(ctx context.Context, look func()) error {
 
 func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
-		if ctx.Err() == nil {
-			i.failed(err)
-			look() // whoever waits for the first list hears why
-			c.config.Log.Warn("watching ConfigMaps failed; trying again", "namespace", i.name(), "error", err)
+		if ctx.Err() != nil || isRoutine(err) {
+			return
 		}
+		i.failed(err)
+		look() // whoever waits for the first list hears why
+		c.config.Log.Warn("watching ConfigMaps failed; trying again", "namespace", i.name(), "error", err)
 	})
 	if err != nil {
 		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
@@ -125,6 +128,14 @@ func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
 	}
 	return nil
+}
+
+// isRoutine reports whether a watch ended as watches do: closed by the server, or
+// because its resource version is too old by now. The informer starts over, and
+// nothing is wrong.
+func isRoutine(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		apierrors.IsResourceExpired(err) || apierrors.IsGone(err)
 }
 
 // keepContact asks for one of the ConfigMaps from time to time, and looks again

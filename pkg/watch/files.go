@@ -74,7 +74,7 @@ func (f *Files) ConfigMaps() ([]*corev1.ConfigMap, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs []error
-	var all []*corev1.ConfigMap
+	all := []*corev1.ConfigMap{}    // none is known to be none, also beside an error
 	from := make(map[string]string) // the file of each ConfigMap
 	for _, path := range f.config.Paths {
 		errs = append(errs, f.read(path))

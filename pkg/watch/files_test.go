@@ -279,6 +279,22 @@ func TestABrokenEditKeepsWhatWasRead(t *testing.T) {
 	}
 }
 
+// Policies that were deleted are gone, whatever ails another file.
+func TestADeletionCountsBesideABrokenFile(t *testing.T) {
+	dir := inFolder(t, map[string]string{"a.yaml": configMap("opa", "a", "1")})
+	files, err := newFiles([]string{"opa"}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "a.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "b.yaml"), "a: b: c")
+	if got, err := files.ConfigMaps(); err == nil || got == nil || len(got) != 0 {
+		t.Errorf("got %v, %v; want none, known to be none, and an error", got, err)
+	}
+}
+
 func TestRunLooksAfterAChange(t *testing.T) {
 	a, b := configMap("opa", "a", "1"), configMap("opa", "b", "1")
 	for _, test := range []struct {
