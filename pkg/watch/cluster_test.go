@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
@@ -20,7 +21,7 @@ func TestOnlyRealTroubleIsTold(t *testing.T) {
 		"the server closed the watch":       {io.EOF, true},
 		"the connection broke off":          {fmt.Errorf("watching: %w", io.ErrUnexpectedEOF), true},
 		"the resource version is too old":   {apierrors.NewResourceExpired("too old resource version"), true},
-		"the version is gone":               {apierrors.NewGone("compacted"), true},
+		"the version is gone":               {&apierrors.StatusError{ErrStatus: metav1.Status{Reason: metav1.StatusReasonGone}}, true},
 		"we may not":                        {apierrors.NewForbidden(schema.GroupResource{Resource: "configmaps"}, "", errors.New("no")), false},
 		"the API server is in some trouble": {apierrors.NewInternalError(errors.New("etcd")), false},
 	} {
