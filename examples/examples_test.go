@@ -79,7 +79,7 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	if len(modules) == 0 {
 		t.Fatal("there are no policies")
 	}
-	compiler, err := engine.NewCompiler(policy.RegoAuto)
+	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}

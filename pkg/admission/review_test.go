@@ -24,7 +24,7 @@ import (
 func newReviewer(t testing.TB, rego string) *admission.Reviewer {
 	t.Helper()
 	ctx := t.Context()
-	compiler, err := engine.NewCompiler(policy.RegoAuto)
+	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}

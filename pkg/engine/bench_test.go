@@ -40,7 +40,7 @@ func BenchmarkCompile(b *testing.B) {
 		set := fieldSet(n)
 		b.Run(fmt.Sprintf("modules=%d", n), func(b *testing.B) {
 			for b.Loop() {
-				c, err := NewCompiler(policy.RegoAuto)
+				c, err := NewCompiler(Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -99,7 +99,7 @@ func BenchmarkCompile(b *testing.B) {
 
 func parseAll(b *testing.B, set policy.Set) (*ast.Capabilities, map[policy.ID]*module) {
 	b.Helper()
-	c, err := NewCompiler(policy.RegoAuto)
+	c, err := NewCompiler(Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -101,11 +101,11 @@ func TestTheOthersStayOffWhenOneIsSwitchedOn(t *testing.T) {
 }
 
 func TestOnlyWhatIsOffCanBeSwitchedOn(t *testing.T) {
-	if _, err := engine.NewCompiler(policy.RegoAuto, engine.OffByDefault()...); err != nil {
+	if _, err := engine.NewCompiler(engine.Config{Builtins: engine.OffByDefault()}); err != nil {
 		t.Errorf("all that is off by default: %v", err)
 	}
 	for _, name := range []string{"", "count", "http.sent"} {
-		if _, err := engine.NewCompiler(policy.RegoAuto, name); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := engine.NewCompiler(engine.Config{Builtins: []string{name}}); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%q: got error %v", name, err)
 		}
 	}

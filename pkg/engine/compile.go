@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/sha256"
 	"errors"
 	"slices"
 
@@ -15,6 +16,13 @@ type Snapshot struct {
 	compiler    *ast.Compiler
 	modules     map[policy.ID]*module
 	fingerprint string
+	held        map[policy.ID]verdict // of the set that it was made for
+}
+
+// verdict says that a change was held, and why.
+type verdict struct {
+	digest   [sha256.Size]byte // of the module wanted; zero if it was deleted
+	problems []policy.Problem
 }
 
 // Fingerprint is that of the modules in force.
@@ -28,7 +36,32 @@ func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module) *Snapsho
 	for id, m := range modules {
 		set[id] = m.Module
 	}
-	return &Snapshot{compiler: compiler, modules: modules, fingerprint: set.Fingerprint()}
+	return &Snapshot{
+		compiler:    compiler,
+		modules:     modules,
+		fingerprint: set.Fingerprint(),
+		held:        make(map[policy.ID]verdict),
+	}
+}
+
+// Modules are the modules in force.
+func (s *Snapshot) Modules() policy.Set {
+	set := make(policy.Set, len(s.modules))
+	for id, m := range s.modules {
+		set[id] = m.Module
+	}
+	return set
+}
+
+// Config is what a Compiler needs.
+type Config struct {
+	// RegoVersion of modules that do not say it themselves.
+	RegoVersion policy.RegoVersion
+	// Builtins that are off by default and are to be on.
+	Builtins []string
+	// SystemNamespaces are those whose modules may declare packages under
+	// system: the entrypoint, and what OPA itself asks for.
+	SystemNamespaces []string
 }
 
 // Compiler makes snapshots. It keeps what it parsed; it is not safe for use
@@ -39,14 +72,21 @@ type Compiler struct {
 }
 
 // NewCompiler makes a compiler for modules that may call the built-ins of this
-// OPA, less those that are off by default and not in enabled, and that are in
-// the given Rego version where they do not say otherwise.
-func NewCompiler(version policy.RegoVersion, enabled ...string) (*Compiler, error) {
-	capabilities, off, err := capabilities(enabled)
+// OPA, less those that are off by default and not switched on.
+func NewCompiler(config Config) (*Compiler, error) {
+	capabilities, off, err := capabilities(config.Builtins)
 	if err != nil {
 		return nil, err
 	}
-	return &Compiler{parser: parser{capabilities: capabilities, off: off, version: version}, trials: maxTrials}, nil
+	return &Compiler{
+		parser: parser{
+			capabilities: capabilities,
+			off:          off,
+			version:      config.RegoVersion,
+			trusted:      config.SystemNamespaces,
+		},
+		trials: maxTrials,
+	}, nil
 }
 
 // Empty is the snapshot of a set without modules.
@@ -58,17 +98,65 @@ func (c *Compiler) Empty() *Snapshot {
 // A change since the previous snapshot that does not is held: of its module
 // the previous version stays in, or none if there was none. The report says
 // what became of each module.
+//
+// Changes that the previous snapshot was made without are not tried, so that a good edit does not
+// wait for broken ones; Retry does that.
 func (c *Compiler) Compile(previous *Snapshot, wanted policy.Set) (*Snapshot, policy.Report) {
+	return c.settle(previous, wanted, func(s *settlement, compiler *ast.Compiler, changes []change) *ast.Compiler {
+		fresh := slices.DeleteFunc(slices.Clone(changes), func(ch change) bool {
+			before, ok := previous.held[ch.id]
+			if ok = ok && before.digest == ch.digest(); ok {
+				s.held[ch.id] = before.problems
+			}
+			return ok
+		})
+		return s.bring(compiler, fresh)
+	})
+}
+
+// Retry tries again what Compile held for the same set: what it needed, or the
+// other side of its clash, may have moved by now. It gives up early, between two
+// compilations, if interrupted says so.
+func (c *Compiler) Retry(previous *Snapshot, wanted policy.Set, interrupted func() bool) (*Snapshot, policy.Report) {
+	return c.settle(previous, wanted, func(s *settlement, compiler *ast.Compiler, changes []change) *ast.Compiler {
+		return s.retry(compiler, changes, interrupted)
+	})
+}
+
+// settle makes a snapshot and its report with the changes since the previous
+// one, which bring decides about.
+func (c *Compiler) settle(
+	previous *Snapshot, wanted policy.Set, bring func(*settlement, *ast.Compiler, []change) *ast.Compiler,
+) (*Snapshot, policy.Report) {
 	parsed := c.parser.parse(wanted)
-	s := settlement{
+	s := &settlement{
 		parser: &c.parser,
 		trials: c.trials,
 		base:   previous.modules,
 		held:   make(map[policy.ID][]policy.Problem),
 	}
-	compiler := s.settle(previous.compiler, s.changes(parsed))
-	snapshot := newSnapshot(compiler, s.base)
+	changes := s.changes(parsed)
+	compiler := bring(s, previous.compiler, changes)
+	snapshot := newSnapshot(compiler, renew(s.base, parsed))
+	for _, ch := range changes {
+		if problems, ok := s.held[ch.id]; ok {
+			snapshot.held[ch.id] = verdict{digest: ch.digest(), problems: problems}
+		}
+	}
 	return snapshot, report(snapshot, parsed, s.held)
+}
+
+// renew takes over the modules that are in force as they are wanted, so that
+// each is as young as the object that it was last seen in.
+func renew(inForce, wanted map[policy.ID]*module) map[policy.ID]*module {
+	modules := make(map[policy.ID]*module, len(inForce))
+	for id, m := range inForce {
+		if w := wanted[id]; w != nil && w.digest == m.digest {
+			m = w
+		}
+		modules[id] = m
+	}
+	return modules
 }
 
 // report tells of each wanted module, and of each deleted one that is held,
@@ -77,7 +165,7 @@ func report(snapshot *Snapshot, wanted map[policy.ID]*module, held map[policy.ID
 	report := policy.Report{Fingerprint: snapshot.fingerprint}
 	for _, id := range sortedIDs(union(snapshot.modules, wanted)) {
 		_, isWanted := wanted[id]
-		status := policy.Status{ID: id, Problems: held[id], Deleted: !isWanted, InForce: policy.None}
+		status := policy.Status{ID: id, Problems: inSource(held[id], wanted[id]), Deleted: !isWanted, InForce: policy.None}
 		if m, ok := snapshot.modules[id]; ok {
 			status.Version, status.InForce = m.version, policy.Current
 			if status.Held() {
@@ -87,6 +175,18 @@ func report(snapshot *Snapshot, wanted map[policy.ID]*module, held map[policy.ID
 		report.Modules = append(report.Modules, status)
 	}
 	return report
+}
+
+// inSource shows the lines that problems are about.
+func inSource(problems []policy.Problem, m *module) []policy.Problem {
+	if m == nil {
+		return problems
+	}
+	shown := make([]policy.Problem, 0, len(problems))
+	for _, p := range problems {
+		shown = append(shown, p.In(m.Source))
+	}
+	return shown
 }
 
 func union(a, b map[policy.ID]*module) map[policy.ID]*module {

@@ -139,7 +139,7 @@ func TestADecisionIsOfOneWholeSnapshot(t *testing.T) {
 			set[m.ID] = m
 		}
 		var report policy.Report
-		previous, report = c.Compile(previous, set)
+		previous, report = settle(c, previous, set)
 		if len(report.Held()) > 0 {
 			t.Fatal(report.Held())
 		}

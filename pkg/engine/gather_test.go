@@ -21,7 +21,7 @@ func parsed(t testing.TB, sources ...string) (*ast.Capabilities, map[policy.ID]*
 		id := policy.ID{Namespace: "opa", Name: string(rune('a' + i)), Key: "main"}
 		set[id] = policy.Module{ID: id, Source: source}
 	}
-	c, err := NewCompiler(policy.RegoAuto)
+	c, err := NewCompiler(Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,11 +31,18 @@ func in(version policy.RegoVersion, m policy.Module) policy.Module {
 
 func newCompiler(t testing.TB, version policy.RegoVersion, enabled ...string) *engine.Compiler {
 	t.Helper()
-	c, err := engine.NewCompiler(version, enabled...)
+	c, err := engine.NewCompiler(engine.Config{RegoVersion: version, Builtins: enabled, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// settle brings into force all of a set that compiles: what is fresh, and then
+// what was held.
+func settle(c *engine.Compiler, previous *engine.Snapshot, set policy.Set) (*engine.Snapshot, policy.Report) {
+	snapshot, _ := c.Compile(previous, set)
+	return c.Retry(snapshot, set, func() bool { return false })
 }
 
 func newEngine(t testing.TB) *engine.Engine {

@@ -125,8 +125,8 @@ func TestWhateverIsEdited(t *testing.T) {
 			}
 
 			var report, again policy.Report
-			snapshotOne, report = one.Compile(snapshotOne, set)
-			snapshotTwo, again = two.Compile(snapshotTwo, maps.Clone(set))
+			snapshotOne, report = settle(one, snapshotOne, set)
+			snapshotTwo, again = settle(two, snapshotTwo, maps.Clone(set))
 			now := check(t, before, set, report)
 
 			if !reflect.DeepEqual(report, again) {

@@ -30,6 +30,7 @@ type parser struct {
 	capabilities *ast.Capabilities
 	off          []string
 	version      policy.RegoVersion
+	trusted      []string // namespaces that may declare packages under system
 	cache        map[[sha256.Size]byte]*module
 }
 
@@ -40,10 +41,11 @@ func (p *parser) parse(set policy.Set) map[policy.ID]*module {
 	for id, m := range set {
 		digest := m.Digest()
 		parsed, ok := p.cache[digest]
-		if !ok || !parsed.Created.Equal(m.Created) {
+		if !ok {
 			parsed = p.parseModule(m)
 			parsed.digest = digest
 		}
+		parsed = parsed.of(m)
 		modules[id], cache[digest] = parsed, parsed
 	}
 	p.cache = cache
@@ -62,17 +64,51 @@ func (p *parser) parseModule(m policy.Module) *module {
 	}
 	tree, version, err := p.parseVersion(m, version)
 	parsed.version, parsed.problems = version, p.problems(err)
-	if err == nil && nesting(tree) > maxNesting {
-		parsed.problems = []policy.Problem{{
-			Code: policy.CodeDefect, Row: tree.Package.Loc().Row, Col: tree.Package.Loc().Col,
-			Message: fmt.Sprintf("comprehensions are nested more than %d deep, which takes too long to compile", maxNesting),
-		}}
-		return parsed
-	}
 	if err == nil {
+		parsed.problems = p.refuse(m, tree)
+	}
+	if len(parsed.problems) == 0 {
 		parsed.ast = tree
 	}
 	return parsed
+}
+
+// of is the parsed module as a module of the same content, whose object may be
+// another or younger.
+func (m *module) of(wanted policy.Module) *module {
+	if m.Created.Equal(wanted.Created) && m.ObjectVersion == wanted.ObjectVersion {
+		return m
+	}
+	c := *m
+	c.Module = wanted
+	return &c
+}
+
+// systemPackage is where OPA looks for what decides about itself, and the
+// webhook for its entrypoint.
+const systemPackage = "system"
+
+// refuse gives the reason why a module that OPA's parser takes is not taken here.
+func (p *parser) refuse(m policy.Module, tree *ast.Module) []policy.Problem {
+	problem := policy.Problem{Row: tree.Package.Loc().Row, Col: tree.Package.Loc().Col}
+	switch {
+	case isSystem(tree.Package.Path) && !slices.Contains(p.trusted, m.ID.Namespace):
+		problem.Code = policy.CodeUnauthorized
+		problem.Message = fmt.Sprintf("namespace %s may not declare package %s: packages under system decide for the whole cluster, "+
+			"and --system-namespaces says who may declare them", m.ID.Namespace, strings.TrimPrefix(tree.Package.Path.String(), "data."))
+	case nesting(tree) > maxNesting:
+		problem.Code = policy.CodeDefect
+		problem.Message = fmt.Sprintf("comprehensions are nested more than %d deep, which takes too long to compile", maxNesting)
+	default:
+		return nil
+	}
+	return []policy.Problem{problem}
+}
+
+// isSystem reports whether a package, whose path begins with data, is system or
+// below it.
+func isSystem(path ast.Ref) bool {
+	return len(path) > 1 && path[1].Value.Compare(ast.String(systemPackage)) == 0
 }
 
 // maxNesting bounds comprehensions within comprehensions: OPA's type checker

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"crypto/sha256"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,14 @@ import (
 type change struct {
 	id       policy.ID
 	from, to *module
+}
+
+// digest is that of the wanted module, and zero for a deletion.
+func (c change) digest() [sha256.Size]byte {
+	if c.to == nil {
+		return [sha256.Size]byte{}
+	}
+	return c.to.digest
 }
 
 // older orders changes by the age of the objects that carry them. A deletion
@@ -78,21 +87,21 @@ func (s *settlement) changes(parsed map[policy.ID]*module) []change {
 // live with more than a handful of broken policies should not wait for them.
 const maxSingles = 16
 
-// settle brings the changes into the base and holds those that break it. What
-// is held is tried again, together and then one by one, as long as that
-// releases something: what it needed, or the other side of its clash, may have
-// moved by now.
-func (s *settlement) settle(compiler *ast.Compiler, changes []change) *ast.Compiler {
-	compiler = s.bring(compiler, changes)
-	for held := s.heldOf(changes); len(held) > 0 && s.trials > 0; {
+// retry tries held changes again, together and then one by one, as long as that
+// releases something and nobody interrupts.
+func (s *settlement) retry(compiler *ast.Compiler, held []change, interrupted func() bool) *ast.Compiler {
+	for len(held) > 0 && s.trials > 0 {
 		compiler = s.bring(compiler, held)
 		if n := len(s.heldOf(held)); n == len(held) && 1 < n && n <= maxSingles {
 			for _, c := range held {
+				if interrupted() {
+					return compiler
+				}
 				compiler = s.bring(compiler, []change{c})
 			}
 		}
 		left := s.heldOf(held)
-		if len(left) == len(held) {
+		if len(left) == len(held) || interrupted() {
 			break
 		}
 		held = left

@@ -375,7 +375,7 @@ func play(t *testing.T, steps []step) {
 			snapshot = c.Empty()
 		}
 		var report policy.Report
-		snapshot, report = c.Compile(snapshot, policy.NewSet(s.set...))
+		snapshot, report = settle(c, snapshot, policy.NewSet(s.set...))
 		activate(t, e, snapshot)
 		checkReport(t, report, s.want)
 		if report.Fingerprint != snapshot.Fingerprint() {
@@ -536,8 +536,8 @@ func TestTheReportIsTheSameWhenNothingChanged(t *testing.T) {
 		module("d", 4, "package k", "p := "),
 	)
 	c := newCompiler(t, policy.RegoAuto)
-	first, want := c.Compile(c.Empty(), set)
-	second, got := c.Compile(first, set)
+	first, want := settle(c, c.Empty(), set)
+	second, got := settle(c, first, set)
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}

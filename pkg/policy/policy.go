@@ -68,6 +68,9 @@ type Module struct {
 	// Created is when the object that carries the module was created: of two
 	// changes that clash the older object wins.
 	Created time.Time
+	// ObjectVersion orders the versions of that object: it is larger after
+	// every write to it. 0 is unknown, and older than all others.
+	ObjectVersion uint64
 	// Defect says why Source could not be read at all; empty for a module
 	// that could. A defective module is held like one that does not parse.
 	Defect string

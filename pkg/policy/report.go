@@ -1,6 +1,9 @@
 package policy
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Problem is one reason why a change is held.
 type Problem struct {
@@ -11,6 +14,10 @@ type Problem struct {
 	// Row and Col count from 1; both are 0 where there is no place to name.
 	Row int `json:"row,omitempty"`
 	Col int `json:"col,omitempty"`
+	// Source is the line of the module at that place, and Caret points out the
+	// column when it is written below it. Both are empty where there is none.
+	Source string `json:"source,omitempty"`
+	Caret  string `json:"caret,omitempty"`
 }
 
 // The codes of problems that are not OPA's own.
@@ -18,6 +25,9 @@ const (
 	// CodeDefect is for a key that holds no Rego text at all; kube-mgmt uses
 	// the same code for input that it cannot take.
 	CodeDefect = "invalid_parameter"
+	// CodeUnauthorized is for a module that its namespace is not trusted with;
+	// it is what OPA's REST API calls a request that is not allowed.
+	CodeUnauthorized = "unauthorized"
 )
 
 // String is the problem in one line, as a compiler prints it.
@@ -26,6 +36,47 @@ func (p Problem) String() string {
 		return p.Code + ": " + p.Message
 	}
 	return fmt.Sprintf("%d:%d: %s: %s", p.Row, p.Col, p.Code, p.Message)
+}
+
+// maxExcerpt is how much of a long line is shown, in characters: what fits
+// beside the place on a wide terminal.
+const maxExcerpt = 160
+
+// In adds to the problem the line of source that it is about. The source is the
+// module's; columns count its characters.
+func (p Problem) In(source string) Problem {
+	p.Source, p.Caret = excerpt(source, p.Row, p.Col)
+	return p
+}
+
+// excerpt is the line at row, or the part of it around col, and a caret below
+// that column.
+func excerpt(source string, row, col int) (line, caret string) {
+	if row < 1 || col < 1 {
+		return "", ""
+	}
+	n := 0
+	for text := range strings.Lines(source) {
+		if n++; n < row {
+			continue
+		}
+		runes := []rune(strings.TrimRight(text, "\r\n"))
+		start := max(0, min(col-1, len(runes))-maxExcerpt/2)
+		end := min(len(runes), start+maxExcerpt)
+		before := runes[start:max(start, min(col-1, end))]
+		return string(runes[start:end]), blank(before) + "^"
+	}
+	return "", ""
+}
+
+// blank is as wide as the text: tabs stay, so that they align.
+func blank(text []rune) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\t' {
+			return r
+		}
+		return ' '
+	}, string(text))
 }
 
 // InForce says which version of a module decisions are made with.

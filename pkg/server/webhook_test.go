@@ -36,7 +36,7 @@ slow contains [a, b, c] if {
 
 func newReviewer(t *testing.T) *admission.Reviewer {
 	t.Helper()
-	compiler, err := engine.NewCompiler(policy.RegoV1)
+	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoV1, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}
