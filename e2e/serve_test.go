@@ -242,7 +242,7 @@ func resourceVersion(t *testing.T, name string) string {
 	return cm.ResourceVersion
 }
 
-// Two replicas with different histories: one of them writes, and both leave it at that.
+// Of two replicas one writes, and both leave it at that.
 func TestOneReplicaWrites(t *testing.T) {
 	installation, _ := install(t)
 	create(t, policy(opa, "main", "main", entrypoint))
@@ -255,7 +255,7 @@ func TestOneReplicaWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stop(t, second) })
-	inForce(t, second, map[string]string{"opa/main/main": "current", "opa/rules/main": "none"})
+	inForce(t, second, map[string]string{"opa/main/main": "current", "opa/rules/main": "previous"})
 	before := resourceVersion(t, "rules")
 	// Each of these makes both replicas look at all statuses again.
 	for n := range 5 {

@@ -50,7 +50,8 @@ review. It stops on SIGTERM and SIGINT, after the requests in flight.`,
 func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.SortFlags = false // in the order in which a person reads them
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; the namespace of its context is ours, for certificate and Lease; none: the pod's own service account")
-	flags.StringSliceVar(&o.Namespaces, "namespaces", []string{"opa"}, "namespaces to watch for policies; * for all")
+	flags.StringSliceVar(&o.Namespaces, "namespaces", []string{daemon.DefaultNamespace}, "namespaces to watch for policies; * for all")
+	flags.StringSliceVar(&o.SystemNamespaces, "system-namespaces", nil, "namespaces whose policies may declare packages under system, such as the entrypoint; none: the first of --namespaces, or our own if that is *")
 	flags.StringSliceVar(&o.Manifests, "manifests", nil, "read ConfigMaps from these `files or folders` instead of a cluster, and watch them; repeatable")
 	flags.StringVar(&o.PolicyLabel, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")
 	flags.StringVar(&o.PolicyValue, "policy-value", "rego", "`value` of that label")

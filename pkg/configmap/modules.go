@@ -5,6 +5,7 @@ package configmap
 
 import (
 	"fmt"
+	"strconv"
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
@@ -40,9 +41,21 @@ func Modules(cm *corev1.ConfigMap) []policy.Module {
 
 func newModule(cm *corev1.ConfigMap, key string) policy.Module {
 	return policy.Module{
-		ID:      policy.ID{Namespace: cm.Namespace, Name: cm.Name, Key: key},
-		Created: cm.CreationTimestamp.Time,
+		ID:            policy.ID{Namespace: cm.Namespace, Name: cm.Name, Key: key},
+		Created:       cm.CreationTimestamp.Time,
+		ObjectVersion: objectVersion(cm),
 	}
+}
+
+// objectVersion is the object's resource version, which is a number that grows
+// (k8s.io/apimachinery/pkg/util/resourceversion), or 0 if it has none, as in a
+// file.
+func objectVersion(cm *corev1.ConfigMap) uint64 {
+	version, err := strconv.ParseUint(cm.ResourceVersion, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return version
 }
 
 func regoVersion(cm *corev1.ConfigMap) (version policy.RegoVersion, defect string) {

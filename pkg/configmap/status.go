@@ -19,8 +19,13 @@ const (
 	maxStatusBytes  = 16000
 )
 
-// statusOK is compared byte for byte by scripts in the field.
-const statusOK = `{"status":"ok"}`
+// OK is the status of a ConfigMap of which all is in force; it is compared byte for byte by scripts in the field.
+const OK = `{"status":"ok"}`
+
+// Pending is the status of a ConfigMap whose new version is in force on some
+// replicas and not yet on others. It names none of them, so that it need not be
+// written anew whenever one has caught up: /status has their names.
+const Pending = `{"status":"pending","message":"not yet in force on every replica"}`
 
 // status has kube-mgmt's shape, and says beside it what is in force.
 type status struct {
@@ -60,7 +65,7 @@ func Status(modules []policy.Status) string {
 		errs = append(errs, moduleErrors(m)...)
 	}
 	if len(errs) == 0 {
-		return statusOK
+		return OK
 	}
 	text := ""
 	for shown := min(len(errs), maxErrors); text == "" || len(text) > maxStatusBytes && shown > 0; shown-- {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -26,10 +27,13 @@ import (
 )
 
 const (
-	// clientQPS and clientBurst bound our own writes: the statuses of 1,000
-	// ConfigMaps take 20 s, and the API server hardly feels them.
-	clientQPS   = 50
-	clientBurst = 100
+	// clientQPS and clientBurst bound our own writes: a revision and a status for
+	// each of 1,000 ConfigMaps take 20 s, and the API server hardly feels them.
+	clientQPS   = 100
+	clientBurst = 200
+	// eventQPS bounds events apart, so that statuses never wait for them.
+	eventQPS   = 20
+	eventBurst = 40
 )
 
 // Run serves until ctx ends, and then drains. An error says why it could not.
@@ -50,24 +54,31 @@ type daemon struct {
 	log         *slog.Logger
 	metrics     *server.Metrics
 	loop        *loop
-	cluster     *cluster       // nil with --manifests
-	writer      *status.Writer // nil where no status is written
+	cluster     *cluster // nil with --manifests, like the next two
+	writer      *status.Writer
+	replicas    *status.Replicas
 	certificate *certificate
 }
 
 // cluster is how to reach the API server, and where in it we live.
 type cluster struct {
 	client    kubernetes.Interface
+	events    kubernetes.Interface // at a rate of its own
+	metadata  metadata.Interface
 	namespace string
 }
 
 // prepare makes all that can be made before anything runs.
 func (d *daemon) prepare(ctx context.Context) error {
-	compiler, err := engine.NewCompiler(policy.RegoVersion(d.options.RegoVersion), d.options.Builtins...)
+	source, err := d.source()
 	if err != nil {
 		return err
 	}
-	source, err := d.source()
+	compiler, err := engine.NewCompiler(engine.Config{
+		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
+		Builtins:         d.options.Builtins,
+		SystemNamespaces: d.systemNamespaces(),
+	})
 	if err != nil {
 		return err
 	}
@@ -83,20 +94,52 @@ func (d *daemon) prepare(ctx context.Context) error {
 		recorder:   d.metrics,
 		log:        d.log,
 		trigger:    make(chan struct{}, 1),
-		snapshot:   compiler.Empty(),
 		state:      state{waiting: watch.ErrNotSynced},
 	}
-	if d.cluster != nil && d.options.StatusAnnotation != "" {
-		d.writer = status.NewWriter(status.WriterConfig{
-			Client:     d.cluster.client,
-			Annotation: d.options.StatusAnnotation,
-			Namespace:  d.cluster.namespace,
-			Identity:   identity(),
-			Log:        d.log,
-		})
-		d.loop.publisher = d.writer
+	if d.cluster != nil {
+		d.prepareStatus()
 	}
 	return nil
+}
+
+// prepareStatus makes what tells authors and other replicas what became of the
+// policies.
+func (d *daemon) prepareStatus() {
+	name := identity()
+	d.replicas = status.NewReplicas(status.ReplicasConfig{
+		Client:    d.cluster.client,
+		Namespace: d.cluster.namespace,
+		Identity:  name,
+		Log:       d.log,
+	})
+	d.writer = status.NewWriter(status.WriterConfig{
+		Client:     d.cluster.client,
+		Metadata:   d.cluster.metadata,
+		Events:     d.cluster.events,
+		Annotation: d.options.StatusAnnotation,
+		Namespaces: d.options.namespaces(),
+		Selector:   d.options.selector(),
+		Namespace:  d.cluster.namespace,
+		Identity:   name,
+		Replicas:   d.replicas,
+		Log:        d.log,
+	})
+	d.loop.identity, d.loop.replicas, d.loop.publisher = name, d.replicas, d.writer
+}
+
+// systemNamespaces are those whose modules may declare packages under system: as
+// the flag says, or else the first that is watched. Of all namespaces only our
+// own is trusted.
+func (d *daemon) systemNamespaces() []string {
+	switch o := d.options; {
+	case len(o.SystemNamespaces) > 0:
+		return o.SystemNamespaces
+	case o.Namespaces[0] != AllNamespaces:
+		return o.Namespaces[:1]
+	case d.cluster != nil:
+		return []string{d.cluster.namespace}
+	}
+	return []string{DefaultNamespace}
 }
 
 // identity tells this process from all others, and a person which pod it is.
@@ -149,11 +192,19 @@ func connect(kubeconfig string) (*cluster, error) {
 	}
 	config.QPS, config.Burst = clientQPS, clientBurst
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	client, err := kubernetes.NewForConfig(rest.AddUserAgent(config, "kube-rego"))
-	if err != nil {
+	rest.AddUserAgent(config, "kube-rego")
+	c := &cluster{namespace: namespace}
+	if c.client, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
-	return &cluster{client: client, namespace: namespace}, nil
+	if c.metadata, err = metadata.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("making a client for metadata: %w", err)
+	}
+	config.QPS, config.Burst = eventQPS, eventBurst
+	if c.events, err = kubernetes.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("making a client for events: %w", err)
+	}
+	return c, nil
 }
 
 // run runs all parts until ctx ends or one of them fails.
@@ -182,8 +233,9 @@ func (d *daemon) run(ctx context.Context) error {
 		d.log.Info("stopping: requests in flight are answered first")
 		return nil
 	})
-	if d.writer != nil {
-		group.Go(func() error { return d.writer.Run(ctx) })
+	if d.cluster != nil {
+		group.Go(func() error { return d.writer.Run(ctx, d.loop.look) })
+		group.Go(func() error { return d.replicas.Run(ctx, d.loop.look) })
 	}
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -201,6 +253,27 @@ func (d *daemon) webhook() http.Handler {
 type diagnosis struct {
 	*loop
 	certificate *certificate
+}
+
+// Replicas are all that are known, measured by what the writer has in force.
+func (d diagnosis) Replicas() []server.Replica {
+	if d.replicas == nil {
+		return nil
+	}
+	all, leader := d.replicas.List(), d.publisher.Leader()
+	inForce := d.Report().Fingerprint
+	for _, r := range all {
+		if r.Identity == leader && !r.Gone {
+			inForce = r.InForce
+		}
+	}
+	shown := make([]server.Replica, 0, len(all))
+	for _, r := range all {
+		shown = append(shown, server.Replica{
+			Identity: r.Identity, State: r.State(inForce), Fingerprint: r.InForce, Writer: r.Identity == leader,
+		})
+	}
+	return shown
 }
 
 // Ready is nil while new requests are welcome.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
+	"github.com/kube-rego/kube-rego/pkg/status"
 	"github.com/kube-rego/kube-rego/pkg/watch"
 )
 
@@ -26,11 +28,22 @@ type Source interface {
 	// ConfigMaps are the objects as they are now. With an error beside them
 	// they are the last that could be read; watch.ErrNotSynced comes without.
 	ConfigMaps() ([]*corev1.ConfigMap, error)
+	// History is what was in force of them before; watch.ErrNotSynced as long as
+	// that is not known.
+	History() (*configmap.History, error)
 }
 
 // Publisher tells the authors of policies what became of them.
 type Publisher interface {
-	Publish(configMaps []*corev1.ConfigMap, report policy.Report)
+	Publish(state status.State)
+	// Leader is the identity of the replica that does the telling.
+	Leader() string
+}
+
+// Replicas know what every replica has in force.
+type Replicas interface {
+	Publish(inForce, wanted string)
+	List() []policy.Replica
 }
 
 // Recorder keeps count of what became of the modules.
@@ -51,12 +64,15 @@ type loop struct {
 	compiler   *engine.Compiler
 	engine     *engine.Engine
 	publisher  Publisher // nil where there is nobody to tell
+	replicas   Replicas  // nil where there are no others
+	identity   string    // ours
 	recorder   Recorder
 	log        *slog.Logger
 
 	trigger  chan struct{}    // one slot: "look again"
-	snapshot *engine.Snapshot // in force
+	snapshot *engine.Snapshot // in force; nil until the first is
 	wanted   string           // fingerprint of the set last compiled
+	memory   memory
 
 	mu sync.Mutex
 	state
@@ -98,7 +114,8 @@ func (l *loop) run(ctx context.Context) error {
 // turn brings into force what the ConfigMaps want now.
 func (l *loop) turn(ctx context.Context) error {
 	configMaps, err := l.source.ConfigMaps()
-	if errors.Is(err, watch.ErrNotSynced) {
+	history, errHistory := l.source.History()
+	if err := cmp.Or(onlyNotSynced(err), errHistory); err != nil {
 		l.update(func(s *state) { s.waiting = err })
 		return nil
 	}
@@ -107,16 +124,40 @@ func (l *loop) turn(ctx context.Context) error {
 		return nil // nothing is known: what is in force stays
 	}
 	set := wantedSet(configMaps)
-	if fingerprint := set.Fingerprint(); fingerprint != l.wanted {
-		if err := l.enforce(ctx, set); err != nil {
+	wanted := set.Fingerprint()
+	base, err := l.base(ctx, history, set, wanted)
+	if err != nil {
+		return err
+	}
+	if wanted != l.wanted || base != l.snapshot {
+		if err := l.enforce(ctx, base, set, wanted); err != nil {
 			return err
 		}
-		l.wanted = fingerprint
+		l.look() // what came to be held may have a newer version in the history
 	}
-	if l.publisher != nil {
-		l.publisher.Publish(configMaps, l.Report())
+	l.publish(configMaps, history)
+	return nil
+}
+
+func onlyNotSynced(err error) error {
+	if errors.Is(err, watch.ErrNotSynced) {
+		return err
 	}
 	return nil
+}
+
+func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History) {
+	if l.replicas != nil {
+		l.replicas.Publish(l.snapshot.Fingerprint(), l.wanted)
+	}
+	if l.publisher != nil {
+		l.publisher.Publish(status.State{
+			ConfigMaps: configMaps,
+			Report:     l.Report(),
+			InForce:    l.snapshot.Modules(),
+			History:    history,
+		})
+	}
 }
 
 func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
@@ -129,50 +170,95 @@ func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 	return set
 }
 
-// enforce compiles the set and swaps it in.
-func (l *loop) enforce(ctx context.Context, set policy.Set) error {
-	start := time.Now()
-	snapshot, report, err := l.compile(ctx, set)
+// enforce compiles the set on a base and swaps it in. What is fresh goes into
+// force before what was held is tried again; at the start both do together, since
+// there is nothing yet that could stay in force.
+func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Set, wanted string) error {
+	first, start := l.snapshot == nil, time.Now()
+	fresh, err := l.compile(ctx, func() compiled {
+		c := newCompiled(l.compiler.Compile(base, set))
+		if first {
+			c = newCompiled(l.compiler.Retry(c.snapshot, set, never))
+		}
+		return c
+	})
 	if err != nil {
 		return err
 	}
-	if err := l.engine.Activate(ctx, snapshot); err != nil {
+	if err := l.activate(ctx, fresh, start); err != nil {
 		return err
 	}
-	l.snapshot = snapshot
+	l.wanted = wanted
+	if first || len(fresh.report.Held()) == 0 {
+		return nil
+	}
+	retried, err := l.compile(ctx, func() compiled {
+		return newCompiled(l.compiler.Retry(fresh.snapshot, set, l.overtaken))
+	})
+	if err != nil {
+		return err
+	}
+	return l.activate(ctx, retried, start)
+}
+
+func never() bool { return false }
+
+// overtaken reports whether the set that is being compiled is no longer the one
+// that is wanted.
+func (l *loop) overtaken() bool {
+	if len(l.trigger) == 0 {
+		return false
+	}
+	configMaps, err := l.source.ConfigMaps()
+	return err == nil && wantedSet(configMaps).Fingerprint() != l.wanted
+}
+
+// compiled is what the engine made of a set.
+type compiled struct {
+	snapshot *engine.Snapshot
+	report   policy.Report
+}
+
+func newCompiled(snapshot *engine.Snapshot, report policy.Report) compiled {
+	return compiled{snapshot, report}
+}
+
+// compile lets the engine work. OPA's compiler knows no context: if ctx ends
+// first, the process is about to end too and does not wait for it.
+func (l *loop) compile(ctx context.Context, work func() compiled) (compiled, error) {
+	done := make(chan compiled, 1)
+	go func() { done <- work() }()
+	select {
+	case c := <-done:
+		return c, nil
+	case <-ctx.Done():
+		return compiled{}, ctx.Err()
+	}
+}
+
+// activate swaps a snapshot in, the making of which began at start, and tells of
+// it.
+func (l *loop) activate(ctx context.Context, c compiled, start time.Time) error {
+	if l.snapshot == nil || l.snapshot.Fingerprint() != c.snapshot.Fingerprint() {
+		if err := l.engine.Activate(ctx, c.snapshot); err != nil {
+			return err
+		}
+	}
+	l.snapshot = c.snapshot
+	report := l.memory.explain(c.report)
 	before := l.Report()
 	l.update(func(s *state) { s.report, s.waiting = report, nil })
 	l.recorder.Reported(report)
 	l.tell(ctx, before, report)
 	if before.Fingerprint != report.Fingerprint {
 		l.log.Info("policy set in force",
-			"fingerprint", report.Fingerprint, "modules", len(snapshot.IDs()), "held", len(report.Held()), "took", time.Since(start))
-		if !snapshot.Defines(l.entrypoint) {
+			"fingerprint", report.Fingerprint, "modules", len(c.snapshot.IDs()), "held", len(report.Held()), "took", time.Since(start))
+		if !c.snapshot.Defines(l.entrypoint) {
 			l.log.Warn("no policy in force defines the entrypoint: there is no decision, and every review is refused",
-				"entrypoint", l.entrypoint, "modules", len(snapshot.IDs()))
+				"entrypoint", l.entrypoint, "modules", len(c.snapshot.IDs()))
 		}
 	}
 	return nil
-}
-
-// compile compiles the set. OPA's compiler knows no context: if ctx ends first,
-// the process is about to end too and does not wait for it.
-func (l *loop) compile(ctx context.Context, set policy.Set) (*engine.Snapshot, policy.Report, error) {
-	type compiled struct {
-		snapshot *engine.Snapshot
-		report   policy.Report
-	}
-	done := make(chan compiled, 1)
-	go func() {
-		snapshot, report := l.compiler.Compile(l.snapshot, set)
-		done <- compiled{snapshot, report}
-	}()
-	select {
-	case c := <-done:
-		return c.snapshot, c.report, nil
-	case <-ctx.Done():
-		return nil, policy.Report{}, ctx.Err()
-	}
 }
 
 // tell logs which modules came to be held and which no longer are.
@@ -196,15 +282,25 @@ func (l *loop) tellHeld(ctx context.Context, s policy.Status) {
 	if s.InForce == policy.None {
 		level = slog.LevelError // nothing of what its author wants is enforced
 	}
-	problems := make([]string, 0, len(s.Problems))
-	for _, p := range s.Problems {
-		problems = append(problems, p.String())
-	}
 	log := l.log
 	if s.Deleted {
 		log = log.With("deleted", true)
 	}
-	log.Log(ctx, level, "module held", "module", s.ID.String(), "inForce", s.InForce, "problems", strings.Join(problems, "; "))
+	log.Log(ctx, level, "module held", "module", s.ID.String(), "inForce", s.InForce, "problems", problems(s))
+	for _, p := range s.Problems {
+		if p.Source != "" {
+			log.Log(ctx, level, "module held at", "module", s.ID.String(), "row", p.Row, "col", p.Col, "source", p.Source, "caret", p.Caret)
+		}
+	}
+}
+
+// problems are the problems of a module in one line.
+func problems(s policy.Status) string {
+	all := make([]string, 0, len(s.Problems))
+	for _, p := range s.Problems {
+		all = append(all, p.String())
+	}
+	return strings.Join(all, "; ")
 }
 
 // sourceFailed logs when an error of the source comes, changes or goes.

@@ -19,6 +19,9 @@ import (
 // AllNamespaces in Options.Namespaces stands for every namespace.
 const AllNamespaces = "*"
 
+// DefaultNamespace is the one that is watched unless Options say otherwise.
+const DefaultNamespace = "opa"
+
 // Options are what a person decides about kube-rego serve. The flags of the
 // same names explain each.
 type Options struct {
@@ -29,6 +32,9 @@ type Options struct {
 	Manifests []string
 	// Namespaces to watch; AllNamespaces for all.
 	Namespaces []string
+	// SystemNamespaces are those whose policies may declare packages under
+	// system; none: the first of Namespaces.
+	SystemNamespaces []string
 	// PolicyLabel and PolicyValue are the label that makes a ConfigMap a
 	// policy.
 	PolicyLabel, PolicyValue string
@@ -73,6 +79,11 @@ func (o Options) validateSource() error {
 	}
 	if slices.Contains(o.Namespaces, AllNamespaces) && len(o.Namespaces) > 1 {
 		errs = append(errs, errors.New("--namespaces: * stands for all namespaces; name no others beside it"))
+	}
+	for _, namespace := range o.SystemNamespaces {
+		if problems := validation.IsDNS1123Label(namespace); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--system-namespaces: %q: %s", namespace, short(problems)))
+		}
 	}
 	if problems := validation.IsQualifiedName(o.PolicyLabel); len(problems) > 0 {
 		errs = append(errs, fmt.Errorf("--policy-label: %q: %s", o.PolicyLabel, short(problems)))

@@ -53,6 +53,15 @@ func (s *Snapshot) Modules() policy.Set {
 	return set
 }
 
+// Module is the version of a module that is in force; false if none is.
+func (s *Snapshot) Module(id policy.ID) (policy.Module, bool) {
+	m, ok := s.modules[id]
+	if !ok {
+		return policy.Module{}, false
+	}
+	return m.Module, true
+}
+
 // Config is what a Compiler needs.
 type Config struct {
 	// RegoVersion of modules that do not say it themselves.

@@ -16,11 +16,27 @@ type State interface {
 	Report() policy.Report
 	// SourceError is why the policy set is not the newest; empty if it is.
 	SourceError() string
+	// Replicas are all that are known, this one included; none where there is no
+	// way to know of others.
+	Replicas() []Replica
+}
+
+// Replica is what is known of one of several processes.
+type Replica struct {
+	// Identity tells a person which pod it is.
+	Identity string `json:"identity"`
+	// State is in_step, lagging or gone.
+	State string `json:"state"`
+	// Fingerprint is that of the modules that it decides with.
+	Fingerprint string `json:"fingerprint"`
+	// Writer is true for the one that writes statuses.
+	Writer bool `json:"writer,omitempty"`
 }
 
 // NewDiagnostic is the handler of the diagnostic listener: /healthz, /readyz,
 // /metrics and /status.
 func NewDiagnostic(state State, metrics *Metrics) http.Handler {
+	metrics.registry.MustRegister(replicaCollector{state.Replicas})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", probe(state.Healthy))
 	mux.HandleFunc("GET /readyz", probe(state.Ready))
@@ -51,6 +67,7 @@ type status struct {
 	Reason      string         `json:"reason,omitempty"`
 	Fingerprint string         `json:"fingerprint,omitempty"`
 	SourceError string         `json:"sourceError,omitempty"`
+	Replicas    []Replica      `json:"replicas,omitempty"`
 	Modules     []moduleStatus `json:"modules"`
 }
 
@@ -69,6 +86,7 @@ func statusBody(state State) status {
 		Ready:       true,
 		Fingerprint: report.Fingerprint,
 		SourceError: state.SourceError(),
+		Replicas:    state.Replicas(),
 		Modules:     make([]moduleStatus, 0, len(report.Modules)),
 	}
 	if err := state.Ready(); err != nil {

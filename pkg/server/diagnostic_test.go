@@ -15,12 +15,15 @@ type stubState struct {
 	healthy, ready error
 	report         policy.Report
 	sourceError    string
+	replicas       []server.Replica
 }
 
 func (s stubState) Healthy() error        { return s.healthy }
 func (s stubState) Ready() error          { return s.ready }
 func (s stubState) Report() policy.Report { return s.report }
 func (s stubState) SourceError() string   { return s.sourceError }
+
+func (s stubState) Replicas() []server.Replica { return s.replicas }
 
 func TestDiagnostic(t *testing.T) {
 	const (

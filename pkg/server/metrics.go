@@ -39,6 +39,28 @@ func NewMetrics() *Metrics {
 	return m
 }
 
+// replicaCollector counts the replicas when it is asked: one that is gone changes
+// its state by doing nothing.
+type replicaCollector struct{ replicas func() []Replica }
+
+var replicasDesc = prometheus.NewDesc("kube_rego_replicas",
+	"Replicas by state: in_step, lagging (another policy set is in force there than at the writer) or gone (not heard of for longer than promised).",
+	[]string{"state"}, nil)
+
+// Describe names the one metric.
+func (replicaCollector) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- replicasDesc }
+
+// Collect counts.
+func (c replicaCollector) Collect(metrics chan<- prometheus.Metric) {
+	count := map[string]int{policy.ReplicaInStep: 0, policy.ReplicaLagging: 0, policy.ReplicaGone: 0}
+	for _, r := range c.replicas() {
+		count[r.State]++
+	}
+	for state, n := range count {
+		metrics <- prometheus.MustNewConstMetric(replicasDesc, prometheus.GaugeValue, float64(n), state)
+	}
+}
+
 // Handler serves the metrics in Prometheus' format.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})

@@ -1,24 +1,28 @@
-// Package status writes on each ConfigMap what became of its policies, as an
-// annotation. Nothing here is on the path to enforcement, and nothing that was
-// written is ever read back as state.
+// Package status tells the authors of policies what became of them, and keeps
+// what was in force for the next start: an annotation and events on each
+// ConfigMap, revisions beside it, and a Lease for each replica.
+//
+// Nothing here is on the path to enforcement. Of what is written only the
+// revisions and the Leases are read back; the annotation never is.
 package status
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-	"k8s.io/client-go/util/workqueue"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -26,14 +30,24 @@ import (
 
 // WriterConfig is what a Writer needs.
 type WriterConfig struct {
-	// Client patches ConfigMaps; its rate limit is the writer's.
+	// Client writes ConfigMaps and revisions; its rate limit is the writer's.
 	Client kubernetes.Interface
-	// Annotation is the key to write.
+	// Metadata finds ConfigMaps that carry a status and are no policies.
+	Metadata metadata.Interface
+	// Events writes events, at a rate of its own: they may wait.
+	Events kubernetes.Interface
+	// Annotation is the key of the status; empty: none is written.
 	Annotation string
+	// Namespaces are those of the policies; metav1.NamespaceAll stands for all.
+	Namespaces []string
+	// Selector tells policies from other ConfigMaps.
+	Selector labels.Selector
 	// Namespace is where replicas find the Lease that says who writes.
 	Namespace string
 	// Identity tells this replica from others.
 	Identity string
+	// Replicas know who has what in force.
+	Replicas *Replicas
 	// Log is told of what could not be written.
 	Log *slog.Logger
 }
@@ -46,76 +60,61 @@ const (
 	leaseDuration = 15 * time.Second
 	renewDeadline = 10 * time.Second
 	retryPeriod   = 2 * time.Second
-	// workers write at once. The API server answers a patch in about 10 ms and
+	// workers write at once. The API server answers a write in about 10 ms and
 	// the client's rate limit is what bounds the writer, so a few are enough.
 	workers = 4
+	// tidyEvery is how often the writer looks for replicas that are gone for long.
+	tidyEvery = time.Minute
 )
 
-// Writer writes statuses where they differ from what is there. Of several
-// replicas one is elected to write: two that have seen different histories would
-// otherwise write against each other without end.
+// State is what there is to tell.
+type State struct {
+	// ConfigMaps are the policies as they were when the set was made.
+	ConfigMaps []*corev1.ConfigMap
+	// Report is what became of them.
+	Report policy.Report
+	// InForce are the modules in force.
+	InForce policy.Set
+	// History is what was recorded before.
+	History *configmap.History
+}
+
+// Writer writes what differs from what is there. Of several replicas one is
+// elected to write: two that have seen different histories would otherwise write
+// against each other without end.
 type Writer struct {
 	config WriterConfig
 
 	mu     sync.Mutex
-	wanted map[types.NamespacedName]patch
-	queue  queue // nil while another replica writes
-}
-
-type queue = workqueue.TypedRateLimitingInterface[types.NamespacedName]
-
-// patch is one annotation to write on one version of a ConfigMap.
-type patch struct {
-	text            string
-	resourceVersion string
+	leader string // its identity
+	state  *State // nil until the first is published
+	term   *term  // nil while another replica writes
 }
 
 // NewWriter makes a Writer; Run starts it.
 func NewWriter(config WriterConfig) *Writer { return &Writer{config: config} }
 
-// Publish says what became of the modules of configMaps. It replaces what was
-// published before and returns at once; the writing follows.
-//
-// A status is written only on the version of the ConfigMap that it speaks of:
-// if its author was faster, the next report is on its way.
-func (w *Writer) Publish(configMaps []*corev1.ConfigMap, report policy.Report) {
-	statuses := byConfigMap(report)
-	wanted := make(map[types.NamespacedName]patch)
-	for _, cm := range configMaps {
-		name := types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}
-		text := configmap.Status(statuses[name])
-		if cm.Annotations[w.config.Annotation] != text {
-			wanted[name] = patch{text: text, resourceVersion: cm.ResourceVersion}
-		}
-	}
+// Publish says what became of the policies. It replaces what was published before
+// and returns at once; the writing follows.
+func (w *Writer) Publish(state State) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.wanted = wanted // from now on the workers' too: they delete what they wrote
-	w.enqueue()
-}
-
-// enqueue hands all that is wanted to the workers, if there are any. It is called
-// with the lock held.
-func (w *Writer) enqueue() {
-	if w.queue == nil {
-		return
-	}
-	for name := range w.wanted {
-		w.queue.Add(name)
+	w.state = &state
+	if w.term != nil {
+		w.term.publish(state)
 	}
 }
 
-func byConfigMap(report policy.Report) map[types.NamespacedName][]policy.Status {
-	statuses := make(map[types.NamespacedName][]policy.Status)
-	for _, s := range report.Modules {
-		name := types.NamespacedName{Namespace: s.ID.Namespace, Name: s.ID.Name}
-		statuses[name] = append(statuses[name], s)
-	}
-	return statuses
+// Leader is the identity of the replica that writes; empty while none is known.
+func (w *Writer) Leader() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.leader
 }
 
-// Run takes part in the election until ctx ends, and writes while elected.
-func (w *Writer) Run(ctx context.Context) error {
+// Run takes part in the election until ctx ends, and writes while elected. It
+// calls look when another replica was elected; look must not block.
+func (w *Writer) Run(ctx context.Context, look func()) error {
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: w.config.Namespace, Name: leaseName},
@@ -129,6 +128,12 @@ func (w *Writer) Run(ctx context.Context) error {
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: w.lead,
 			OnStoppedLeading: func() {},
+			OnNewLeader: func(identity string) {
+				w.mu.Lock()
+				w.leader = identity
+				w.mu.Unlock()
+				look()
+			},
 		},
 	})
 	if err != nil {
@@ -143,76 +148,31 @@ func (w *Writer) Run(ctx context.Context) error {
 // lead writes until ctx ends.
 func (w *Writer) lead(ctx context.Context) {
 	w.config.Log.Info("this replica writes the statuses")
-	queue := workqueue.NewTypedRateLimitingQueue(
-		workqueue.DefaultTypedControllerRateLimiter[types.NamespacedName]())
-	w.use(queue)
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: w.config.Events.CoreV1().Events("")})
+	defer broadcaster.Shutdown()
+	t := newTerm(w.config, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}))
+	w.begin(t)
 	var wg sync.WaitGroup
 	for range workers {
 		wg.Go(func() {
-			for w.next(ctx, queue) {
+			for t.next(ctx) {
 			}
 		})
 	}
+	wg.Go(func() { t.tidy(ctx) })
 	<-ctx.Done()
-	w.use(nil)
-	queue.ShutDown()
+	w.begin(nil)
+	t.queue.ShutDown()
 	wg.Wait()
 }
 
-func (w *Writer) use(queue queue) {
+// begin hands what was published to a new term; nil is the end of the last one.
+func (w *Writer) begin(t *term) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.queue = queue
-	w.enqueue()
-}
-
-// next writes one status; false once the queue is shut down.
-func (w *Writer) next(ctx context.Context, queue queue) bool {
-	name, shutdown := queue.Get()
-	if shutdown {
-		return false
-	}
-	defer queue.Done(name)
-	if err := w.write(ctx, name); err != nil && ctx.Err() == nil {
-		w.config.Log.Warn("the status could not be written; trying again", "configMap", name.String(), "error", err)
-		queue.AddRateLimited(name)
-		return true
-	}
-	queue.Forget(name)
-	return true
-}
-
-func (w *Writer) write(ctx context.Context, name types.NamespacedName) error {
-	w.mu.Lock()
-	p, ok := w.wanted[name]
-	w.mu.Unlock()
-	if !ok {
-		return nil
-	}
-	body, err := json.Marshal(map[string]any{"metadata": map[string]any{
-		"resourceVersion": p.resourceVersion,
-		"annotations":     map[string]string{w.config.Annotation: p.text},
-	}})
-	if err != nil {
-		return fmt.Errorf("encoding the status: %w", err)
-	}
-	_, err = w.config.Client.CoreV1().ConfigMaps(name.Namespace).
-		Patch(ctx, name.Name, types.MergePatchType, body, metav1.PatchOptions{})
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return nil // the ConfigMap has changed or is gone; so will the report
-	}
-	if err != nil {
-		return fmt.Errorf("patching the annotation: %w", err)
-	}
-	w.written(name, p)
-	return nil
-}
-
-// written forgets a patch that was applied, unless another is wanted by now.
-func (w *Writer) written(name types.NamespacedName, p patch) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.wanted[name] == p {
-		delete(w.wanted, name)
+	w.term = t
+	if t != nil && w.state != nil {
+		t.publish(*w.state)
 	}
 }

@@ -12,15 +12,20 @@ import (
 	"sync"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
 
-// ErrNotSynced says that the first full list of ConfigMaps is not there yet.
+// ErrNotSynced says that the first full list of ConfigMaps, or that of the
+// versions last in force, is not there yet.
 var ErrNotSynced = errors.New("waiting for the first full list of ConfigMaps")
 
 const (
@@ -44,16 +49,21 @@ type ClusterConfig struct {
 	Log *slog.Logger
 }
 
-// Cluster watches the labelled ConfigMaps of a cluster, with one informer for
-// each namespace.
+// Cluster watches the labelled ConfigMaps of a cluster and the revisions that
+// were recorded of them, with two informers for each namespace.
 type Cluster struct {
-	config    ClusterConfig
-	informers []*namespaceInformer
+	config     ClusterConfig
+	configMaps []*namespaceInformer
+	revisions  []*namespaceInformer
+
+	mu      sync.Mutex
+	history *configmap.History // nil: to be made anew
 }
 
-// namespaceInformer is the informer of one namespace and what ails it.
+// namespaceInformer is an informer of one namespace and what ails it.
 type namespaceInformer struct {
 	cache.SharedIndexInformer
+	what      string // the resource, as a person calls it
 	namespace string
 
 	mu  sync.Mutex
@@ -64,17 +74,27 @@ type namespaceInformer struct {
 func NewCluster(config ClusterConfig) *Cluster {
 	c := &Cluster{config: config}
 	for _, namespace := range config.Namespaces {
-		factory := informers.NewSharedInformerFactoryWithOptions(config.Client, 0,
-			informers.WithNamespace(namespace),
-			informers.WithTransform(trim),
-			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = config.Selector }),
-		)
-		c.informers = append(c.informers, &namespaceInformer{
-			SharedIndexInformer: factory.Core().V1().ConfigMaps().Informer(),
+		c.configMaps = append(c.configMaps, &namespaceInformer{
+			SharedIndexInformer: c.factory(namespace, config.Selector, trim).Core().V1().ConfigMaps().Informer(),
+			what:                "ConfigMaps",
+			namespace:           namespace,
+		})
+		ours := labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()
+		c.revisions = append(c.revisions, &namespaceInformer{
+			SharedIndexInformer: c.factory(namespace, ours, c.parse).Apps().V1().ControllerRevisions().Informer(),
+			what:                "ControllerRevisions",
 			namespace:           namespace,
 		})
 	}
 	return c
+}
+
+func (c *Cluster) factory(namespace, selector string, transform cache.TransformFunc) informers.SharedInformerFactory {
+	return informers.NewSharedInformerFactoryWithOptions(c.config.Client, 0,
+		informers.WithNamespace(namespace),
+		informers.WithTransform(transform),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = selector }),
+	)
 }
 
 // trim drops what nobody here reads before the informer keeps it.
@@ -85,12 +105,48 @@ func trim(object any) (any, error) {
 	return object, nil
 }
 
+// recorded is a revision as the informer keeps it: read once, and not kept as
+// JSON beside it.
+type recorded struct {
+	metav1.ObjectMeta
+	revision configmap.Revision
+	err      error
+}
+
+func (c *Cluster) parse(object any) (any, error) {
+	cr, ok := object.(*appsv1.ControllerRevision)
+	if !ok {
+		return object, nil
+	}
+	cr.ManagedFields = nil
+	r := &recorded{ObjectMeta: cr.ObjectMeta}
+	if r.revision, r.err = configmap.ParseRevision(cr); r.err != nil {
+		c.config.Log.Error("a revision cannot be read and is passed over", "error", r.err)
+	}
+	return r, nil
+}
+
 // Run watches until ctx ends. It calls look after every change, from several
 // goroutines at once; look must not block.
 func (c *Cluster) Run(ctx context.Context, look func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, i := range c.informers {
+	for _, i := range c.revisions {
+		changed := func() {
+			c.forget()
+			look()
+		}
+		if err := c.prepare(i, changed); err != nil {
+			return err
+		}
+		wg.Go(func() { i.RunWithContext(ctx) })
+		wg.Go(func() {
+			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
+				changed()
+			}
+		})
+	}
+	for _, i := range c.configMaps {
 		if err := c.prepare(i, look); err != nil {
 			return err
 		}
@@ -114,10 +170,10 @@ func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 		}
 		i.failed(err)
 		look() // whoever waits for the first list hears why
-		c.config.Log.Warn("watching ConfigMaps failed; trying again", "namespace", i.name(), "error", err)
+		c.config.Log.Warn("a watch failed; trying again", "resource", i.what, "namespace", i.name(), "error", err)
 	})
 	if err != nil {
-		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
+		return fmt.Errorf("watching %s in namespace %s: %w", i.what, i.name(), err)
 	}
 	_, err = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { look() },
@@ -125,7 +181,7 @@ func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
 		DeleteFunc: func(any) { look() },
 	})
 	if err != nil {
-		return fmt.Errorf("watching ConfigMaps in namespace %s: %w", i.name(), err)
+		return fmt.Errorf("watching %s in namespace %s: %w", i.what, i.name(), err)
 	}
 	return nil
 }
@@ -172,7 +228,7 @@ func (c *Cluster) contact(ctx context.Context, i *namespaceInformer) error {
 func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
 	var all []*corev1.ConfigMap
 	var errs []error
-	for _, i := range c.informers {
+	for _, i := range c.configMaps {
 		if !i.HasSynced() {
 			return nil, i.notSynced()
 		}
@@ -186,6 +242,37 @@ func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
 		errs = append(errs, i.trouble())
 	}
 	return all, errors.Join(errs...)
+}
+
+// History is what was recorded of the ConfigMaps, as it was last seen. The error
+// is ErrNotSynced until the first full list of every namespace is there.
+func (c *Cluster) History() (*configmap.History, error) {
+	for _, i := range c.revisions {
+		if !i.HasSynced() {
+			return nil, i.notSynced()
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.history == nil {
+		var all []configmap.Revision
+		for _, i := range c.revisions {
+			for _, object := range i.GetStore().List() {
+				if r, ok := object.(*recorded); ok && r.err == nil {
+					all = append(all, r.revision)
+				}
+			}
+		}
+		c.history = configmap.NewHistory(all)
+	}
+	return c.history, nil
+}
+
+// forget lets the history be made anew of what the informers hold now.
+func (c *Cluster) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.history = nil
 }
 
 // failed notes the last error of the API server, nil for an answer, and reports
@@ -205,7 +292,7 @@ func (i *namespaceInformer) trouble() error {
 	if i.err == nil {
 		return nil
 	}
-	return fmt.Errorf("listing ConfigMaps in namespace %s: %w", i.name(), i.err)
+	return fmt.Errorf("listing %s in namespace %s: %w", i.what, i.name(), i.err)
 }
 
 // notSynced is ErrNotSynced with the last error that the API server gave.

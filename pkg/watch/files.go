@@ -23,6 +23,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
 
 // settleTime is how long after a change the files are read: an editor writes a
@@ -66,6 +68,9 @@ func NewFiles(config FilesConfig) (*Files, error) {
 	}
 	return f, nil
 }
+
+// History is empty: nothing is recorded of files.
+func (f *Files) History() (*configmap.History, error) { return configmap.NewHistory(nil), nil }
 
 // ConfigMaps are the labelled ConfigMaps of the files as they are now. Of a file
 // or folder that is broken they are as they were before, and the error says what

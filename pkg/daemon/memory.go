@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// memory is what the loop remembers beside the set in force.
+type memory struct {
+	// lost are modules whose last good version is no good any more, and why.
+	lost map[policy.ID][]policy.Problem
+	// adopted and overlaid are the last attempts to take over what another
+	// replica has in force: one that does not help is not made twice.
+	adopted, overlaid string
+}
+
+// base is what the next set is made on. That is what is in force here, but for
+// three cases, in which the history knows better: a process that has just
+// started; a replica that came to another set than the writer, of the same
+// ConfigMaps; and a version that this replica has not seen, of a module that it
+// holds.
+func (l *loop) base(ctx context.Context, history *configmap.History, set policy.Set, wanted string) (*engine.Snapshot, error) {
+	switch {
+	case l.snapshot == nil:
+		return l.restore(ctx, history)
+	case l.disagrees(history, wanted):
+		return l.adopt(ctx, history)
+	}
+	overlay := l.overlay(history, set)
+	if fingerprint := overlay.Fingerprint(); overlay != nil && fingerprint != l.memory.overlaid {
+		l.memory.overlaid = fingerprint
+		return l.snapshotOf(ctx, l.snapshot, overlay)
+	}
+	return l.snapshot, nil
+}
+
+// snapshotOf makes a snapshot of modules on a base.
+func (l *loop) snapshotOf(ctx context.Context, base *engine.Snapshot, modules policy.Set) (*engine.Snapshot, error) {
+	c, err := l.compile(ctx, func() compiled {
+		c := newCompiled(l.compiler.Compile(base, modules))
+		return newCompiled(l.compiler.Retry(c.snapshot, modules, never))
+	})
+	return c.snapshot, err
+}
+
+// adopt makes the set that the writer has in force. If not all of it compiles
+// here, as when the writer has another version of OPA, ours stays.
+func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.Snapshot, error) {
+	snapshot, err := l.snapshotOf(ctx, l.compiler.Empty(), history.InForce())
+	if err != nil {
+		return nil, err
+	}
+	if snapshot.Fingerprint() != history.Fingerprint() {
+		l.log.Warn("the writer has a set in force that does not compile here; keeping ours", "fingerprint", history.Fingerprint())
+		return l.snapshot, nil
+	}
+	l.log.Info("the writer has another set in force; taking it over", "fingerprint", history.Fingerprint())
+	return snapshot, nil
+}
+
+// restore makes the set that was in force last. A module of it may be no good any
+// more: the OPA in this process may be newer, or a flag another.
+func (l *loop) restore(ctx context.Context, history *configmap.History) (*engine.Snapshot, error) {
+	c, err := l.compile(ctx, func() compiled {
+		c := newCompiled(l.compiler.Compile(l.compiler.Empty(), history.InForce()))
+		return newCompiled(l.compiler.Retry(c.snapshot, history.InForce(), never))
+	})
+	if err != nil {
+		return nil, err
+	}
+	l.memory.lost = make(map[policy.ID][]policy.Problem)
+	for _, s := range c.report.Held() {
+		l.memory.lost[s.ID] = s.Problems
+		l.log.Error("the version that was in force last does not compile any more", "module", s.ID.String(), "problems", problems(s))
+	}
+	return c.snapshot, nil
+}
+
+// explain adds to the problems of modules of which nothing is in force why their
+// last good version is not.
+func (m *memory) explain(report policy.Report) policy.Report {
+	for i, s := range report.Modules {
+		lost, ok := m.lost[s.ID]
+		if !ok {
+			continue
+		}
+		if s.InForce == policy.Current {
+			delete(m.lost, s.ID)
+			continue
+		}
+		for _, p := range lost {
+			// The place is in a text that nobody sees any more.
+			s.Problems = append(s.Problems[:len(s.Problems):len(s.Problems)], policy.Problem{
+				Code:    p.Code,
+				Message: fmt.Sprintf("the version that was in force last does not compile any more: %s", p),
+			})
+		}
+		report.Modules[i].Problems = s.Problems
+	}
+	return report
+}
+
+// disagrees reports whether the writer has come to another set than this replica,
+// of the same ConfigMaps, and has recorded all of it. Which of two changes that
+// contradict each other goes into force may depend on which was seen first.
+func (l *loop) disagrees(history *configmap.History, wanted string) bool {
+	if l.replicas == nil || l.publisher == nil || wanted != l.wanted {
+		return false
+	}
+	leader := l.publisher.Leader()
+	for _, r := range l.replicas.List() {
+		if r.Identity != leader || r.Identity == l.identity || r.Gone {
+			continue
+		}
+		attempt := r.InForce + wanted
+		if r.Wanted != wanted || r.InForce != history.Fingerprint() || r.InForce == l.snapshot.Fingerprint() || attempt == l.memory.adopted {
+			return false
+		}
+		l.memory.adopted = attempt
+		return true
+	}
+	return false
+}
+
+// overlay is what is in force with the newer versions that were recorded of
+// modules that are held; nil if there are none. A replica that saw two edits as
+// one has missed the good one, if the other is broken.
+func (l *loop) overlay(history *configmap.History, set policy.Set) policy.Set {
+	var overlay policy.Set
+	for _, s := range l.Report().Held() {
+		recorded, ok := history.InForce()[s.ID]
+		if !ok || !l.missed(recorded, set) {
+			continue
+		}
+		if overlay == nil {
+			overlay = l.snapshot.Modules()
+		}
+		overlay[s.ID] = recorded
+	}
+	return overlay
+}
+
+// missed reports whether a recorded module is a later version than the one in
+// force, of the same object.
+func (l *loop) missed(recorded policy.Module, set policy.Set) bool {
+	inForce, isInForce := l.snapshot.Module(recorded.ID)
+	if isInForce && inForce.ObjectVersion >= recorded.ObjectVersion {
+		return false
+	}
+	wanted, isWanted := set[recorded.ID]
+	if !isWanted {
+		wanted = inForce // its deletion is held
+	}
+	return wanted.Created.Equal(recorded.Created) && inForce.Digest() != recorded.Digest()
+}

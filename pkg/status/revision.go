@@ -1,0 +1,78 @@
+package status
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
+)
+
+// historyLimit is how many revisions of a ConfigMap are kept: as many as of a
+// Deployment (k8s.io/api/apps/v1, DeploymentSpec.RevisionHistoryLimit).
+const historyLimit = 10
+
+// newest is the last revision of the ConfigMap: of those that the informer knows
+// and that this term has written.
+func (t target) newest(done done) configmap.Revision {
+	newest := done.revision
+	if len(t.revisions) > 0 && t.revisions[0].Number >= newest.Number {
+		newest = t.revisions[0]
+	}
+	return newest
+}
+
+// recorded reports whether the newest revision is what is in force. Where there
+// was never anything in force, there is nothing to record.
+func (t target) recorded(done done) bool {
+	newest := t.newest(done)
+	if newest.Number == 0 {
+		return len(t.modules) == 0
+	}
+	return newest.Fingerprint == t.fingerprint
+}
+
+// record writes what is in force of a ConfigMap as its next revision, unless the
+// last one says the same, and removes those beyond the limit.
+//
+// The revisions have no owner reference: they must outlive a ConfigMap whose
+// deletion is held, and one that is deleted while nobody is there to hold that.
+func (t *term) record(ctx context.Context, name types.NamespacedName, target target, done *done) error {
+	if target.recorded(*done) {
+		return nil
+	}
+	next := configmap.NewRevision(name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
+	object, err := next.Object()
+	if err != nil {
+		return err
+	}
+	_, err = t.config.Client.AppsV1().ControllerRevisions(name.Namespace).Create(ctx, object, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		// The writer before us was faster, or somebody else has an object of this
+		// name. The next attempt takes the next number.
+		done.revision = configmap.Revision{Number: next.Number}
+	}
+	if err != nil {
+		return fmt.Errorf("recording revision %d of what is in force: %w", next.Number, err)
+	}
+	done.revision = next
+	if n := len(target.revisions); n >= historyLimit {
+		return t.removeRevisions(ctx, target.revisions[historyLimit-1:])
+	}
+	return nil
+}
+
+func (t *term) removeRevisions(ctx context.Context, revisions []configmap.Revision) error {
+	var errs []error
+	for _, r := range revisions {
+		err := t.config.Client.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.ObjectName(), metav1.DeleteOptions{})
+		if err != nil && !apierrors.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("removing an old revision: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
