@@ -128,7 +128,9 @@ func (c *Compiler) Compile(previous *Snapshot, wanted policy.Set) (*Snapshot, po
 // compilations, if interrupted says so.
 func (c *Compiler) Retry(previous *Snapshot, wanted policy.Set, interrupted func() bool) (*Snapshot, policy.Report) {
 	return c.settle(previous, wanted, func(s *settlement, compiler *ast.Compiler, changes []change) *ast.Compiler {
-		return s.retry(compiler, changes, interrupted)
+		compiler = s.retry(compiler, changes, interrupted)
+		s.explain(changes, interrupted)
+		return compiler
 	})
 }
 

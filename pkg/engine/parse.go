@@ -63,7 +63,10 @@ func (p *parser) parseModule(m policy.Module) *module {
 		version = p.version
 	}
 	tree, version, err := p.parseVersion(m, version)
-	parsed.version, parsed.problems = version, p.problems(err)
+	parsed.version = version
+	if err != nil {
+		parsed.problems = p.problems(p.recoverErrors(m, version, astErrors(err)))
+	}
 	if err == nil {
 		parsed.problems = p.refuse(m, tree)
 	}
@@ -144,7 +147,8 @@ func nestingWithin(closure any) int {
 // parseVersion parses m in the version asked for. Auto tries Rego v1 first,
 // with all that v1 forbids beyond its grammar, and then v0. If neither takes
 // the text, the error is that of the version which got further into it: the
-// other one stumbled over the first line that is not its language.
+// other one stumbled over the first line that is not its language. If both fail
+// on one line, it is the version in which more of the rest is right.
 func (p *parser) parseVersion(m policy.Module, version policy.RegoVersion) (*ast.Module, policy.RegoVersion, error) {
 	if version != policy.RegoAuto {
 		tree, err := p.parseText(m, version)
@@ -158,8 +162,9 @@ func (p *parser) parseVersion(m policy.Module, version policy.RegoVersion) (*ast
 	if errV0 == nil {
 		return v0, policy.RegoV0, nil
 	}
+	rowV0, rowV1 := firstRow(errV0), firstRow(errV1)
 	// A text that v1's grammar took is v1: it breaks one of v1's further rules.
-	if v1 == nil && firstRow(errV0) > firstRow(errV1) {
+	if v1 == nil && (rowV0 > rowV1 || rowV0 == rowV1 && p.likelier(m) == policy.RegoV0) {
 		return nil, policy.RegoV0, errV0
 	}
 	return nil, policy.RegoV1, errV1

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -73,5 +74,32 @@ func TestAModuleWithProblemsIsHeld(t *testing.T) {
 	}
 	if held := (policy.Report{Modules: []policy.Status{a, d}}).Held(); len(held) != 0 {
 		t.Errorf("held of a report where all is in force: %v", held)
+	}
+}
+
+// The line is shown as its author wrote it, with the caret below the character.
+func TestAProblemShowsItsLine(t *testing.T) {
+	long := strings.Repeat("a", 1000) + "X" + strings.Repeat("b", 1000)
+	for sentence, c := range map[string]struct {
+		source     string
+		row, col   int
+		line, want string
+	}{
+		"the first column":         {"one\ntwo", 1, 1, "one", "^"},
+		"the last line":            {"one\ntwo", 2, 3, "two", "  ^"},
+		"tabs stay tabs":           {"\tx := y", 1, 7, "\tx := y", "\t     ^"},
+		"characters, not bytes":    {"é := ü", 1, 6, "é := ü", "     ^"},
+		"line ends of Windows":     {"one\r\ntwo\r\n", 2, 1, "two", "^"},
+		"behind the end of a line": {"one", 1, 9, "one", "   ^"},
+		"no such row":              {"one", 5, 1, "", ""},
+		"no place":                 {"one", 0, 0, "", ""},
+		"a long line is cut around the place": {
+			long, 1, 1001, strings.Repeat("a", 80) + "X" + strings.Repeat("b", 79), strings.Repeat(" ", 80) + "^",
+		},
+	} {
+		p := policy.Problem{Row: c.row, Col: c.col}.In(c.source)
+		if p.Source != c.line || p.Caret != c.want {
+			t.Errorf("%s: got\n%q\n%q\nwant\n%q\n%q", sentence, p.Source, p.Caret, c.line, c.want)
+		}
 	}
 }
