@@ -102,12 +102,33 @@ func (l *loop) run(ctx context.Context) error {
 			return nil
 		case <-l.trigger:
 		}
-		l.update(func(s *state) { s.busySince = time.Now() })
+		start := time.Now()
+		l.update(func(s *state) { s.busySince = start })
+		before := l.snapshot
 		err := l.turn(ctx)
 		l.update(func(s *state) { s.busySince = time.Time{} })
 		if err != nil && ctx.Err() == nil {
 			return err
 		}
+		if l.snapshot == before {
+			pause(ctx, min(idleFactor*time.Since(start), maxPause))
+		}
+	}
+}
+
+const (
+	// idleFactor times as long as a turn that found nothing to do takes, the loop
+	// rests: our own writes of statuses and revisions raise events too, a hundred
+	// a second at times, and looking at 1,000 policies takes some milliseconds.
+	idleFactor = 4
+	// maxPause bounds what that adds to the time in which an edit is enforced.
+	maxPause = 100 * time.Millisecond
+)
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

@@ -29,6 +29,7 @@ func TestOptionsValidate(t *testing.T) {
 	}{
 		{name: "the defaults are valid", change: func(*daemon.Options) {}},
 		{name: "all namespaces", change: func(o *daemon.Options) { o.Namespaces = []string{"*"} }},
+		{name: "namespaces trusted with system", change: func(o *daemon.Options) { o.SystemNamespaces = []string{"opa", "platform"} }},
 		{name: "several namespaces", change: func(o *daemon.Options) { o.Namespaces = []string{"opa", "team-a", "opa"} }},
 		{name: "no status", change: func(o *daemon.Options) { o.StatusAnnotation = "" }},
 		{name: "an empty value of the label", change: func(o *daemon.Options) { o.PolicyValue = "" }},
@@ -46,6 +47,10 @@ func TestOptionsValidate(t *testing.T) {
 		{
 			name: "namespaces that Kubernetes would not take", change: func(o *daemon.Options) { o.Namespaces = []string{"OPA", ""} },
 			want: []string{`--namespaces: "OPA": `, `--namespaces: "": `},
+		},
+		{
+			name: "a trusted namespace that is none", change: func(o *daemon.Options) { o.SystemNamespaces = []string{"*"} },
+			want: []string{`--system-namespaces: "*": `},
 		},
 		{
 			name: "all namespaces and one", change: func(o *daemon.Options) { o.Namespaces = []string{"*", "opa"} },

@@ -64,6 +64,16 @@ func TestDiagnostic(t *testing.T) {
 			status: 200, contentType: object, want: `{"ready":false,"reason":"` + waiting + `","modules":[]}` + "\n",
 		},
 		{
+			name: "the status of every kind of replica", path: "/status", status: 200, contentType: object,
+			state: stubState{report: policy.Report{Fingerprint: "f1"}, replicas: []server.Replica{
+				{Identity: "a", State: policy.ReplicaInStep, Fingerprint: "f1", Writer: true},
+				{Identity: "b", State: policy.ReplicaLagging, Fingerprint: "f0"},
+			}},
+			want: `{"ready":true,"fingerprint":"f1","replicas":[` +
+				`{"identity":"a","state":"in_step","fingerprint":"f1","writer":true},` +
+				`{"identity":"b","state":"lagging","fingerprint":"f0"}],"modules":[]}` + "\n",
+		},
+		{
 			name: "the status of every kind of module", path: "/status", status: 200, contentType: object,
 			state: stubState{sourceError: "reading <a>", report: policy.Report{Fingerprint: "f1", Modules: []policy.Status{
 				{ID: id("good"), InForce: policy.Current, Version: policy.RegoV1},
@@ -107,7 +117,9 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 	fine := policy.Status{InForce: policy.Current}
 	metrics.Reported(policy.Report{Modules: []policy.Status{held, fine, fine}})
 
-	diagnostic := httptest.NewServer(server.NewDiagnostic(stubState{}, metrics))
+	diagnostic := httptest.NewServer(server.NewDiagnostic(stubState{replicas: []server.Replica{
+		{Identity: "a", State: policy.ReplicaInStep, Writer: true}, {Identity: "b", State: policy.ReplicaInStep}, {Identity: "c", State: policy.ReplicaGone},
+	}}, metrics))
 	defer diagnostic.Close()
 	lines := func() string {
 		status, _, body := send(t, diagnostic, "GET", "/metrics", nil)
@@ -121,6 +133,9 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 		`kube_rego_admission_request_duration_seconds_count{outcome="allowed"} 1`,
 		`kube_rego_modules{in_force="previous",state="held"} 1`,
 		`kube_rego_modules{in_force="current",state="in_force"} 2`,
+		`kube_rego_replicas{state="in_step"} 2`,
+		`kube_rego_replicas{state="lagging"} 0`,
+		`kube_rego_replicas{state="gone"} 1`,
 		`# TYPE go_goroutines gauge`,
 		`# TYPE process_start_time_seconds gauge`,
 	} {
