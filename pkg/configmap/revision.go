@@ -46,6 +46,8 @@ type Revision struct {
 	Namespace, Name string
 	// Number counts the revisions of a ConfigMap from 1.
 	Number int64
+	// ObjectName is the name of the object that keeps the revision.
+	ObjectName string
 	// Recorded is when the revision was written; zero for one that is not yet.
 	Recorded time.Time
 	// Modules were in force; none is also something to remember.
@@ -54,14 +56,24 @@ type Revision struct {
 	Fingerprint string
 }
 
-// ObjectName is the name of the object that keeps the revision.
-func (r Revision) ObjectName() string {
-	name := r.Name
+// NewRevision makes the revision of a ConfigMap with these modules in force.
+func NewRevision(namespace, name string, number int64, modules policy.Set) Revision {
+	return Revision{
+		Namespace:   namespace,
+		Name:        name,
+		Number:      number,
+		ObjectName:  objectName(name, number),
+		Modules:     modules,
+		Fingerprint: modules.Fingerprint(),
+	}
+}
+
+func objectName(name string, number int64) string {
 	if len(name) > maxNameBytes {
 		hash := sha256.Sum256([]byte(name))
-		name = name[:maxNameBytes-17] + "-" + hex.EncodeToString(hash[:8])
+		name = strings.TrimRight(name[:maxNameBytes-17], ".-") + "-" + hex.EncodeToString(hash[:8])
 	}
-	return fmt.Sprintf("%s-%d", strings.TrimRight(name, ".-"), r.Number)
+	return fmt.Sprintf("%s-%d", name, number)
 }
 
 // revisionData is the data of the object. Modules are in one of the two forms.
@@ -97,7 +109,7 @@ func (r Revision) Object() (*appsv1.ControllerRevision, error) {
 	return &appsv1.ControllerRevision{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: r.Namespace,
-			Name:      r.ObjectName(),
+			Name:      r.ObjectName,
 			Labels:    map[string]string{ManagedByLabel: ManagedBy},
 		},
 		Revision: r.Number,
@@ -132,18 +144,14 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimRight(b.Bytes(), "\n"), err
 }
 
-// NewRevision makes the revision of a ConfigMap with these modules in force.
-func NewRevision(namespace, name string, number int64, modules policy.Set) Revision {
-	return Revision{Namespace: namespace, Name: name, Number: number, Modules: modules, Fingerprint: modules.Fingerprint()}
-}
-
 // ParseRevision reads the revision that an object keeps.
 func ParseRevision(object *appsv1.ControllerRevision) (Revision, error) {
 	r := Revision{
-		Namespace: object.Namespace,
-		Number:    object.Revision,
-		Recorded:  object.CreationTimestamp.Time,
-		Modules:   make(policy.Set),
+		Namespace:  object.Namespace,
+		Number:     object.Revision,
+		ObjectName: object.Name,
+		Recorded:   object.CreationTimestamp.Time,
+		Modules:    make(policy.Set),
 	}
 	var data revisionData
 	err := json.Unmarshal(object.Data.Raw, &data)

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -90,11 +91,11 @@ func TestARevisionCanBeReadByPeople(t *testing.T) {
 func TestEveryRevisionHasANameOfItsOwn(t *testing.T) {
 	long := strings.Repeat("a", 252)
 	seen := make(map[string]bool)
-	for _, name := range []string{"a", "a-1", long + "b", long + "c", strings.Repeat("a.", 126) + "d"} {
+	for _, name := range []string{"a", "a-1", long + "b", long + "c", strings.Repeat("a.", 126) + "d", "b" + strings.Repeat("a.", 125) + "d"} {
 		for _, number := range []int64{1, 11, 1<<63 - 1} {
-			got := configmap.Revision{Name: name, Number: number}.ObjectName()
-			if seen[got] || len(got) > 253 {
-				t.Errorf("revision %d of %.20s…: name %q", number, name, got)
+			got := configmap.NewRevision("opa", name, number, nil).ObjectName
+			if problems := validation.IsDNS1123Subdomain(got); seen[got] || len(problems) > 0 {
+				t.Errorf("revision %d of %.20s…: name %q %v", number, name, got, problems)
 			}
 			seen[got] = true
 		}
@@ -132,7 +133,7 @@ func TestHistory(t *testing.T) {
 	}
 	numbers := new(bytes.Buffer)
 	for _, r := range h.Of(types.NamespacedName{Namespace: "opa", Name: "one"}) {
-		numbers.WriteString(r.ObjectName() + " ")
+		numbers.WriteString(r.ObjectName + " ")
 	}
 	if got := numbers.String(); got != "one-10 one-9 one-2 " {
 		t.Errorf("the revisions of one are %s", got)

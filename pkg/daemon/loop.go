@@ -206,20 +206,24 @@ func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Se
 	if err != nil {
 		return err
 	}
+	before := l.Report()
 	if err := l.activate(ctx, fresh, start); err != nil {
 		return err
 	}
 	l.wanted = wanted
-	if first || len(fresh.report.Held()) == 0 {
-		return nil
+	if !first && len(fresh.report.Held()) > 0 {
+		retried, err := l.compile(ctx, func() compiled {
+			return newCompiled(l.compiler.Retry(fresh.snapshot, set, l.overtaken))
+		})
+		if err != nil {
+			return err
+		}
+		if err := l.activate(ctx, retried, start); err != nil {
+			return err
+		}
 	}
-	retried, err := l.compile(ctx, func() compiled {
-		return newCompiled(l.compiler.Retry(fresh.snapshot, set, l.overtaken))
-	})
-	if err != nil {
-		return err
-	}
-	return l.activate(ctx, retried, start)
+	l.tell(ctx, before, l.Report())
+	return nil
 }
 
 func never() bool { return false }
@@ -270,7 +274,6 @@ func (l *loop) activate(ctx context.Context, c compiled, start time.Time) error 
 	before := l.Report()
 	l.update(func(s *state) { s.report, s.waiting = report, nil })
 	l.recorder.Reported(report)
-	l.tell(ctx, before, report)
 	if before.Fingerprint != report.Fingerprint {
 		l.log.Info("policy set in force",
 			"fingerprint", report.Fingerprint, "modules", len(c.snapshot.IDs()), "held", len(report.Held()), "took", time.Since(start))

@@ -96,7 +96,10 @@ func (t *term) annotateOther(ctx context.Context, name types.NamespacedName, tex
 	if t.config.Selector.Matches(labels.Set(cm.Labels)) || cm.Annotations[t.config.Annotation] == text {
 		return nil
 	}
-	_, err = t.patch(ctx, name, cm.ResourceVersion, text)
+	written, err := t.patch(ctx, name, cm.ResourceVersion, text)
+	if err == nil && !written {
+		err = fmt.Errorf("ConfigMap %s has changed meanwhile", name) // no event will tell us
+	}
 	return err
 }
 
@@ -173,8 +176,7 @@ func (t *term) sweepOne(ctx context.Context, item metav1.PartialObjectMetadata) 
 	if !annotated || t.config.Selector.Matches(labels.Set(item.Labels)) || t.isHeld(name) {
 		return nil
 	}
-	_, err := t.patch(ctx, name, item.ResourceVersion, "")
-	return err
+	return t.annotateOther(ctx, name, "")
 }
 
 // isHeld reports whether something of the ConfigMap is in force although it is no

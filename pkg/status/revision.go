@@ -69,7 +69,7 @@ func (t *term) record(ctx context.Context, name types.NamespacedName, target tar
 func (t *term) removeRevisions(ctx context.Context, revisions []configmap.Revision) error {
 	var errs []error
 	for _, r := range revisions {
-		err := t.config.Client.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.ObjectName(), metav1.DeleteOptions{})
+		err := t.config.Client.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.ObjectName, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("removing an old revision: %w", err))
 		}
