@@ -129,8 +129,17 @@ func (t *term) patch(ctx context.Context, name types.NamespacedName, version, te
 }
 
 // takeLeave takes away all that was written for a ConfigMap that is no policy any
-// more and of which nothing is in force.
+// more and of which nothing is in force. The API server has the last word on that:
+// the revisions of a policy may be seen here before the policy itself.
 func (t *term) takeLeave(ctx context.Context, name types.NamespacedName, target target) error {
+	cm, err := t.config.Client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+	case err != nil:
+		return fmt.Errorf("reading ConfigMap %s: %w", name, err)
+	case t.config.Selector.Matches(labels.Set(cm.Labels)):
+		return nil // the event is on its way
+	}
 	if t.config.Annotation != "" {
 		if err := t.annotateOther(ctx, name, ""); err != nil {
 			return err

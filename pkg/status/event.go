@@ -30,7 +30,7 @@ func (t *term) announce(name types.NamespacedName, target target, done done) {
 	switch {
 	case done.told && done.text == target.text && (held || done.fingerprint == target.fingerprint):
 		return
-	case !done.told && t.toldBefore(target, held):
+	case !done.told && !done.news && t.toldBefore(target, held):
 		return
 	case held:
 		t.recorder.Event(object(name, target), corev1.EventTypeWarning, reasonHeld, heldMessage(target.held))

@@ -79,7 +79,8 @@ type Replicas struct {
 	mu    sync.Mutex
 	own   policy.Replica
 	lease *coordinationv1.Lease // as we last wrote it
-	seen  map[string]renewal    // by the name of the Lease
+	wrote time.Time
+	seen  map[string]renewal // by the name of the Lease
 }
 
 // renewal is when a Lease was last seen to be renewed, by our own clock.
@@ -94,7 +95,7 @@ func NewReplicas(config ReplicasConfig) *Replicas {
 	factory := informers.NewSharedInformerFactoryWithOptions(config.Client, 0,
 		informers.WithNamespace(config.Namespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.LabelSelector = labels.Set(replicaLabels()).String()
+			o.LabelSelector = ReplicaSelector()
 		}),
 	)
 	return &Replicas{
@@ -109,6 +110,23 @@ func NewReplicas(config ReplicasConfig) *Replicas {
 
 func replicaLabels() map[string]string {
 	return map[string]string{configmap.ManagedByLabel: configmap.ManagedBy, componentLabel: component}
+}
+
+// ReplicaSelector is the label selector of the Leases of replicas.
+func ReplicaSelector() string { return labels.Set(replicaLabels()).String() }
+
+// ReplicaOf is the replica that a Lease is of, if nothing was heard of it for so
+// long; false for a Lease that does not say whose it is and when it was renewed.
+func ReplicaOf(lease *coordinationv1.Lease, unheard time.Duration) (policy.Replica, bool) {
+	if lease.Spec.HolderIdentity == nil || lease.Spec.RenewTime == nil {
+		return policy.Replica{}, false
+	}
+	return policy.Replica{
+		Identity: *lease.Spec.HolderIdentity,
+		InForce:  lease.Annotations[inForceAnnotation],
+		Wanted:   lease.Annotations[wantedAnnotation],
+		Gone:     unheard > replicaDuration,
+	}, true
 }
 
 // Publish says what this replica has in force, as fingerprints. It returns at
@@ -233,7 +251,20 @@ func (r *Replicas) write(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lease = lease
+	if time.Since(r.wrote) > replicaDuration {
+		r.wakeUp()
+	}
+	r.wrote = time.Now()
 	return nil
+}
+
+// wakeUp gives the others time to be heard of again after this process was
+// suspended or cut off: they may have renewed their Leases meanwhile.
+func (r *Replicas) wakeUp() {
+	for name, s := range r.seen {
+		s.at = time.Now()
+		r.seen[name] = s
+	}
 }
 
 func (r *Replicas) filled(lease *coordinationv1.Lease, own policy.Replica) *coordinationv1.Lease {
@@ -267,22 +298,21 @@ func (r *Replicas) List() []policy.Replica {
 		all = append(all, r.own)
 	}
 	for _, lease := range r.leases() {
-		if lease.Name == r.name {
-			continue
+		if replica, ok := ReplicaOf(lease, r.unheard(lease)); ok && lease.Name != r.name {
+			all = append(all, replica)
 		}
-		all = append(all, policy.Replica{
-			Identity: *lease.Spec.HolderIdentity,
-			InForce:  lease.Annotations[inForceAnnotation],
-			Wanted:   lease.Annotations[wantedAnnotation],
-			Gone:     r.unheard(lease) > replicaDuration,
-		})
 	}
 	slices.SortFunc(all, func(a, b policy.Replica) int { return cmp.Compare(a.Identity, b.Identity) })
 	return all
 }
 
-// Known reports whether the other replicas are known by now.
-func (r *Replicas) Known() bool { return r.informer.HasSynced() }
+// Known reports whether it is known what the other replicas have in force: not
+// before their Leases are listed, and not while this process is cut off.
+func (r *Replicas) Known() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.informer.HasSynced() && time.Since(r.wrote) < replicaDuration
+}
 
 func (r *Replicas) leases() []*coordinationv1.Lease {
 	var all []*coordinationv1.Lease

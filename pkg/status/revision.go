@@ -43,7 +43,7 @@ func (t target) recorded(done done) bool {
 // deletion is held, and one that is deleted while nobody is there to hold that.
 func (t *term) record(ctx context.Context, name types.NamespacedName, target target, done *done) error {
 	if target.recorded(*done) {
-		return nil
+		return t.removeBeyond(ctx, target, historyLimit)
 	}
 	next := configmap.NewRevision(name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
 	object, err := next.Object()
@@ -60,10 +60,12 @@ func (t *term) record(ctx context.Context, name types.NamespacedName, target tar
 		return fmt.Errorf("recording revision %d of what is in force: %w", next.Number, err)
 	}
 	done.revision = next
-	if n := len(target.revisions); n >= historyLimit {
-		return t.removeRevisions(ctx, target.revisions[historyLimit-1:])
-	}
-	return nil
+	return t.removeBeyond(ctx, target, historyLimit-1) // the next one is not among them yet
+}
+
+// removeBeyond leaves so many revisions, the newest.
+func (t *term) removeBeyond(ctx context.Context, target target, limit int) error {
+	return t.removeRevisions(ctx, target.revisions[min(limit, len(target.revisions)):])
 }
 
 func (t *term) removeRevisions(ctx context.Context, revisions []configmap.Revision) error {

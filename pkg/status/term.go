@@ -18,6 +18,7 @@ import (
 // term is the time in which this replica writes, and what it knows meanwhile.
 type term struct {
 	config   WriterConfig
+	leads    func() bool // reports whether the term is not over yet
 	recorder record.EventRecorder
 	queue    workqueue.TypedRateLimitingInterface[types.NamespacedName]
 
@@ -39,6 +40,7 @@ type target struct {
 
 // done is what this term has told of one ConfigMap. The zero value is nothing.
 type done struct {
+	news        bool   // another version than the one that was in force before this term
 	told        bool   // both of these, and by an event
 	text        string // the status
 	fingerprint string // of the modules in force
@@ -48,9 +50,10 @@ type done struct {
 	waiting time.Time
 }
 
-func newTerm(config WriterConfig, recorder record.EventRecorder) *term {
+func newTerm(config WriterConfig, leads func() bool, recorder record.EventRecorder) *term {
 	return &term{
 		config:   config,
+		leads:    leads,
 		recorder: recorder,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.DefaultTypedControllerRateLimiter[types.NamespacedName]()),
@@ -126,7 +129,7 @@ func (t *term) needsWork(target target, done done) bool {
 	switch {
 	case !done.told || done.text != target.text || done.fingerprint != target.fingerprint:
 		return true
-	case !target.recorded(done):
+	case !target.recorded(done) || len(target.revisions) > historyLimit:
 		return true
 	case target.configMap == nil:
 		return len(target.modules) == 0 // there is something to take away
@@ -141,6 +144,10 @@ func (t *term) next(ctx context.Context) bool {
 		return false
 	}
 	defer t.queue.Done(name)
+	if !t.leads() {
+		t.queue.AddAfter(name, retryPeriod)
+		return true
+	}
 	if err := t.tell(ctx, name); err != nil && ctx.Err() == nil {
 		t.config.Log.Warn("the status could not be written; trying again", "configMap", name.String(), "error", err)
 		t.queue.AddRateLimited(name)
@@ -164,6 +171,7 @@ func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
 	if target.configMap == nil && len(target.modules) == 0 {
 		return t.takeLeave(ctx, name, target)
 	}
+	done.news = done.news || !target.recorded(done)
 	errRecord := t.record(ctx, name, target, &done)
 	if target.text == configmap.OK && !t.everywhere(fingerprint) {
 		err := t.await(ctx, name, target, &done)
@@ -174,7 +182,7 @@ func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
 	told, err := t.annotate(ctx, name, target, target.text, &done)
 	if told && errRecord == nil {
 		t.announce(name, target, done)
-		done.told, done.text, done.fingerprint = true, target.text, target.fingerprint
+		done.news, done.told, done.text, done.fingerprint = false, true, target.text, target.fingerprint
 	}
 	t.remember(name, done)
 	return errors.Join(errRecord, err)
@@ -212,7 +220,7 @@ func (t *term) await(ctx context.Context, name types.NamespacedName, target targ
 		return nil
 	}
 	t.queue.AddAfter(name, lookAgain)
-	changed := done.told && done.fingerprint != target.fingerprint
+	changed := done.news || done.told && done.fingerprint != target.fingerprint
 	if t.config.Annotation == "" || target.configMap == nil || target.configMap.Annotations[t.config.Annotation] == "" || !changed {
 		return nil
 	}

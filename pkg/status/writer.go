@@ -85,10 +85,10 @@ type State struct {
 type Writer struct {
 	config WriterConfig
 
-	mu     sync.Mutex
-	leader string // its identity
-	state  *State // nil until the first is published
-	term   *term  // nil while another replica writes
+	mu      sync.Mutex
+	elector *leaderelection.LeaderElector // nil until Run
+	state   *State                        // nil until the first is published
+	term    *term                         // nil while another replica writes
 }
 
 // NewWriter makes a Writer; Run starts it.
@@ -109,7 +109,19 @@ func (w *Writer) Publish(state State) {
 func (w *Writer) Leader() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.leader
+	if w.elector == nil {
+		return ""
+	}
+	return w.elector.GetLeader()
+}
+
+// leads reports whether this replica is the writer now. A process that was
+// suspended learns only some seconds later that its term is over: the elector
+// goes on trying to renew a Lease that is another's by now.
+func (w *Writer) leads() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.elector.IsLeader() && w.elector.Check(0) == nil
 }
 
 // Run takes part in the election until ctx ends, and writes while elected. It
@@ -128,17 +140,15 @@ func (w *Writer) Run(ctx context.Context, look func()) error {
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: w.lead,
 			OnStoppedLeading: func() {},
-			OnNewLeader: func(identity string) {
-				w.mu.Lock()
-				w.leader = identity
-				w.mu.Unlock()
-				look()
-			},
+			OnNewLeader:      func(string) { look() },
 		},
 	})
 	if err != nil {
 		return fmt.Errorf("electing the writer of statuses: %w", err)
 	}
+	w.mu.Lock()
+	w.elector = elector
+	w.mu.Unlock()
 	for ctx.Err() == nil {
 		elector.Run(ctx) // until ctx ends or the Lease is lost
 	}
@@ -151,7 +161,7 @@ func (w *Writer) lead(ctx context.Context) {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: w.config.Events.CoreV1().Events("")})
 	defer broadcaster.Shutdown()
-	t := newTerm(w.config, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}))
+	t := newTerm(w.config, w.leads, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}))
 	w.begin(t)
 	var wg sync.WaitGroup
 	for range workers {
