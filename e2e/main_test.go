@@ -128,15 +128,26 @@ func stop(t testing.TB, instance *kuberego.Instance) {
 	}
 }
 
-// removePolicies deletes the ConfigMaps of earlier tests, labelled or not.
+// removePolicies deletes the ConfigMaps of earlier tests, labelled or not, and what kube-rego wrote beside them. No
+// instance runs; one that was killed has left its Leases, and nobody should wait until they expire.
 func removePolicies(t testing.TB) {
 	t.Helper()
+	ours := metav1.ListOptions{LabelSelector: "app.kubernetes.io/managed-by=kube-rego"}
+	client := cluster.Client()
 	for _, namespace := range []string{opa, metav1.NamespaceDefault} {
-		err := cluster.Client().CoreV1().ConfigMaps(namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{},
-			metav1.ListOptions{FieldSelector: "metadata.name!=kube-root-ca.crt"})
+		err := errors.Join(
+			client.CoreV1().ConfigMaps(namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{},
+				metav1.ListOptions{FieldSelector: "metadata.name!=kube-root-ca.crt"}),
+			client.AppsV1().ControllerRevisions(namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, ours),
+			client.CoreV1().Events(namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}),
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
+	}
+	err := client.CoordinationV1().Leases(opa).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -145,8 +156,11 @@ func eventually(t testing.TB, what string, check func(context.Context) error) {
 	t.Helper()
 	var last error
 	err := wait.PollUntilContextTimeout(t.Context(), pollEvery, limit, true, func(ctx context.Context) (bool, error) {
-		last = check(ctx)
-		return last == nil, nil
+		err := check(ctx)
+		if err == nil || last == nil || ctx.Err() == nil {
+			last = err // that time is over says nothing
+		}
+		return err == nil, nil
 	})
 	if err != nil {
 		t.Fatalf("not within %s: %s: %v", limit, what, last)

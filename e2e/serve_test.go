@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -61,14 +60,7 @@ func TestOnlyLabelledConfigMapsOfWatchedNamespacesArePolicies(t *testing.T) {
 }
 
 func TestAllNamespaces(t *testing.T) {
-	// The component's rights go beyond those of the base, so they are given here and taken back.
-	rbac := filepath.Join(cluster.root, "manifests", "all-namespaces", "rbac.yaml")
-	kubectl(t, "apply", "-f", rbac)
-	t.Cleanup(func() {
-		if out, err := cluster.Kubectl(context.Background(), "delete", "-f", rbac).CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
-	})
+	allowAllNamespaces(t)
 	// The component as a person names it in a kustomization; the API server checks its conditions.
 	overlay := filepath.Join(cluster.dir, "all-namespaces")
 	if err := os.MkdirAll(overlay, 0o755); err != nil {
@@ -214,23 +206,7 @@ func TestTheStatusIsKeptAndNotRewritten(t *testing.T) {
 // patches is how many patches of ConfigMaps the API server counts; a patch that changes nothing is seen nowhere else.
 func patches(t *testing.T) int {
 	t.Helper()
-	metrics, err := cluster.Client().Discovery().RESTClient().Get().AbsPath("/metrics").DoRaw(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := 0
-	for line := range strings.Lines(string(metrics)) {
-		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
-		if !strings.HasPrefix(series, "apiserver_request_total{") || !contains(`resource="configmaps"`, `verb="PATCH"`)(series) {
-			continue
-		}
-		n, err := strconv.Atoi(value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sum += n
-	}
-	return sum
+	return writes(t)["PATCH configmaps"]
 }
 
 func resourceVersion(t *testing.T, name string) string {

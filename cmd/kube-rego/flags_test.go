@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -15,7 +16,7 @@ var update = flag.Bool("update", false, "write docs/flags.md anew")
 
 func TestFlagsAreDocumented(t *testing.T) {
 	file := filepath.Join("..", "..", "docs", "flags.md")
-	want := flagReference(newServeCommand().Flags())
+	want := flagReference(newServeCommand(), newStatusCommand())
 	if *update {
 		if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
 			t.Fatal(err)
@@ -34,21 +35,28 @@ func TestFlagsAreDocumented(t *testing.T) {
 	}
 }
 
-// flagReference is the page about the flags of kube-rego serve.
-func flagReference(flags *pflag.FlagSet) string {
+// flagReference is the page about the flags of all commands that have some.
+func flagReference(commands ...*cobra.Command) string {
 	var page strings.Builder
-	page.WriteString(`# The flags of kube-rego serve
-
-Generated from the flags; run ` + "`go test ./cmd/kube-rego -update`" + ` to renew it.
-
-| flag | default | meaning |
-| --- | --- | --- |
-`)
-	flags.VisitAll(func(f *pflag.Flag) {
-		_, meaning := pflag.UnquoteUsage(f)
-		_, _ = fmt.Fprintf(&page, "| `--%s` | %s | %s |\n", f.Name, defaultOf(f), strings.ReplaceAll(meaning, "|", `\|`))
-	})
+	page.WriteString("# The flags of kube-rego\n\n" +
+		"Generated from the flags; run `go test ./cmd/kube-rego -update` to renew it.\n")
+	for _, c := range commands {
+		_, _ = fmt.Fprintf(&page, "\n## kube-rego %s\n\n%s.\n\n| flag | default | meaning |\n| --- | --- | --- |\n", c.Name(), c.Short)
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			_, meaning := pflag.UnquoteUsage(f)
+			_, _ = fmt.Fprintf(&page, "| %s | %s | %s |\n", nameOf(f), defaultOf(f), strings.ReplaceAll(meaning, "|", `\|`))
+		})
+	}
 	return page.String()
+}
+
+// nameOf is a flag's name as one would type it, with its short form if it has one.
+func nameOf(f *pflag.Flag) string {
+	name := "`--" + f.Name + "`"
+	if f.Shorthand != "" {
+		name += ", `-" + f.Shorthand + "`"
+	}
+	return name
 }
 
 // defaultOf is a flag's default as one would type it.

@@ -47,15 +47,24 @@ review. It stops on SIGTERM and SIGINT, after the requests in flight.`,
 	return c
 }
 
+// defaultStatusAnnotation is what every command looks at unless told otherwise.
+const defaultStatusAnnotation = "openpolicyagent.org/policy-status"
+
+// addPolicyFlags adds the flags that say what a policy is, to every command that
+// reads ConfigMaps.
+func addPolicyFlags(flags *pflag.FlagSet, label, value *string) {
+	flags.StringVar(label, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")
+	flags.StringVar(value, "policy-value", "rego", "`value` of that label")
+}
+
 func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.SortFlags = false // in the order in which a person reads them
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; the namespace of its context is ours, for certificate and Lease; none: the pod's own service account")
 	flags.StringSliceVar(&o.Namespaces, "namespaces", []string{daemon.DefaultNamespace}, "namespaces to watch for policies; * for all")
 	flags.StringSliceVar(&o.SystemNamespaces, "system-namespaces", nil, "namespaces whose policies may declare packages under system, such as the entrypoint; none: the first of --namespaces, or our own if that is *")
 	flags.StringSliceVar(&o.Manifests, "manifests", nil, "read ConfigMaps from these `files or folders` instead of a cluster, and watch them; repeatable")
-	flags.StringVar(&o.PolicyLabel, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")
-	flags.StringVar(&o.PolicyValue, "policy-value", "rego", "`value` of that label")
-	flags.StringVar(&o.StatusAnnotation, "status-annotation", "openpolicyagent.org/policy-status", "annotation `key` for the status of a policy; empty: none is written")
+	addPolicyFlags(flags, &o.PolicyLabel, &o.PolicyValue)
+	flags.StringVar(&o.StatusAnnotation, "status-annotation", defaultStatusAnnotation, "annotation `key` for the status of a policy; empty: none is written")
 	flags.StringVar(&o.Entrypoint, "entrypoint", "system/main", "`path` of the decision that answers POST /")
 	flags.StringVar(&o.RegoVersion, "rego-version", "auto", "Rego version of policies that do not say it in the annotation openpolicyagent.org/rego-version: auto, v0 or v1")
 	flags.StringArrayVar(&o.Builtins, "enable-builtin", nil, fmt.Sprintf("switch on a built-in that is off by default, one of %v; repeatable", engine.OffByDefault()))

@@ -52,8 +52,22 @@ type Status struct {
 	// Fingerprint is that of the modules in force.
 	Fingerprint string `json:"fingerprint"`
 	// SourceError is why the policies could not be read; empty if they were.
-	SourceError string   `json:"sourceError"`
-	Modules     []Module `json:"modules"`
+	SourceError string `json:"sourceError"`
+	// Replicas are all that it knows of, itself included.
+	Replicas []Replica `json:"replicas"`
+	Modules  []Module  `json:"modules"`
+}
+
+// Replica is what an instance knows of one of several, which may be itself.
+type Replica struct {
+	// Identity is the host and a random part, as several may run on one host.
+	Identity string `json:"identity"`
+	// State is in_step, lagging or gone, measured by what the writer has in force.
+	State string `json:"state"`
+	// Fingerprint is that of the modules it has in force.
+	Fingerprint string `json:"fingerprint"`
+	// Writer says that it is the one that writes statuses.
+	Writer bool `json:"writer"`
 }
 
 // Module is what became of one key of one ConfigMap.

@@ -95,12 +95,14 @@ func moduleErrors(m policy.Status) []moduleError {
 	return errs
 }
 
+// compiling is the message above all problems, in OPA's words.
+const compiling = "error(s) occurred while compiling module(s)"
+
 func message(shown, all int) string {
-	const text = "error(s) occurred while compiling module(s)" // OPA's own
 	if shown == all {
-		return text
+		return compiling
 	}
-	return fmt.Sprintf("%s: %d, of which the first %d are shown", text, all, shown)
+	return fmt.Sprintf("%s: %d, of which the first %d are shown", compiling, all, shown)
 }
 
 func shorten(s string) string {
