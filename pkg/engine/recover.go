@@ -78,25 +78,24 @@ func (s section) rows() int { return strings.Count(s.text, "\n") }
 
 // split parts a text into its package and imports, and the sections below.
 func split(source string) (header section, sections []section) {
-	header = section{row: 1}
-	row, inHeader, afterEmpty := 0, true, true
+	row, offset, afterEmpty := 0, 0, true
+	begin := section{row: 1} // of the part that is being read
+	start := 0               // its offset
+	var parts []section
 	for line := range strings.Lines(source) {
 		row++
-		begins := afterEmpty && atMargin(line)
+		begins := afterEmpty && atMargin(line) && (len(parts) > 0 || !isHeader(line))
 		afterEmpty = strings.TrimSpace(line) == ""
-		if inHeader && begins && !isHeader(line) {
-			inHeader = false
+		if begins {
+			begin.text = source[start:offset]
+			parts = append(parts, begin)
+			begin, start = section{row: row}, offset
 		}
-		switch {
-		case inHeader:
-			header.text += line
-		case begins:
-			sections = append(sections, section{row: row, text: line})
-		default:
-			sections[len(sections)-1].text += line
-		}
+		offset += len(line)
 	}
-	return header, sections
+	begin.text = source[start:]
+	parts = append(parts, begin)
+	return parts[0], parts[1:]
 }
 
 // atMargin reports whether the line can begin a rule: it starts in the first
