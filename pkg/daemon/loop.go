@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,15 +133,9 @@ func pause(ctx context.Context, d time.Duration) {
 
 // turn brings into force what the ConfigMaps want now.
 func (l *loop) turn(ctx context.Context) error {
-	configMaps, err := l.source.ConfigMaps()
-	history, errHistory := l.source.History()
-	if err := cmp.Or(onlyNotSynced(err), errHistory); err != nil {
-		l.update(func(s *state) { s.waiting = err })
-		return nil
-	}
-	l.sourceFailed(err)
-	if err != nil && configMaps == nil {
-		return nil // nothing is known: what is in force stays
+	configMaps, history, ok := l.objects()
+	if !ok {
+		return nil // what is in force stays
 	}
 	set := wantedSet(configMaps)
 	wanted := set.Fingerprint()
@@ -160,11 +153,19 @@ func (l *loop) turn(ctx context.Context) error {
 	return nil
 }
 
-func onlyNotSynced(err error) error {
-	if errors.Is(err, watch.ErrNotSynced) {
-		return err
+// objects are the ConfigMaps as they are now and what was recorded of them; false
+// if they are not known, and the state says why.
+func (l *loop) objects() ([]*corev1.ConfigMap, *configmap.History, bool) {
+	configMaps, err := l.source.ConfigMaps()
+	history, errHistory := l.source.History()
+	for _, err := range []error{err, errHistory} {
+		if errors.Is(err, watch.ErrNotSynced) {
+			l.update(func(s *state) { s.waiting = err })
+			return nil, nil, false
+		}
 	}
-	return nil
+	l.sourceFailed(err)
+	return configMaps, history, err == nil || configMaps != nil
 }
 
 func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History) {

@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	corev1 "k8s.io/api/core/v1"
@@ -158,7 +157,7 @@ func (t *term) sweep(ctx context.Context) error {
 	if t.config.Annotation == "" {
 		return nil
 	}
-	configMaps := schema.GroupVersionResource(corev1.SchemeGroupVersion.WithResource("configmaps"))
+	configMaps := corev1.SchemeGroupVersion.WithResource("configmaps")
 	for _, namespace := range t.config.Namespaces {
 		options := metav1.ListOptions{Limit: pageSize}
 		for {

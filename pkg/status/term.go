@@ -100,7 +100,9 @@ func targets(state State) map[types.NamespacedName]target {
 		all[name] = target
 	}
 	for _, name := range state.History.Names() {
-		all[name] = all[name] // also of those that are gone
+		if _, ok := all[name]; !ok {
+			all[name] = target{} // it is gone
+		}
 	}
 	for name, target := range all {
 		target.text = configmap.Status(statuses[name])

@@ -24,9 +24,9 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
 
-// ErrNotSynced says that the first full list of ConfigMaps, or that of the
-// versions last in force, is not there yet.
-var ErrNotSynced = errors.New("waiting for the first full list of ConfigMaps")
+// ErrNotSynced says that the first full list of ConfigMaps, or that of their
+// revisions, is not there yet.
+var ErrNotSynced = errors.New("waiting for the first full list")
 
 const (
 	// contactInterval is how often the API server is asked whether it still
@@ -298,9 +298,9 @@ func (i *namespaceInformer) trouble() error {
 // notSynced is ErrNotSynced with the last error that the API server gave.
 func (i *namespaceInformer) notSynced() error {
 	if err := i.trouble(); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotSynced, err)
+		return fmt.Errorf("%w of %s: %w", ErrNotSynced, i.what, err)
 	}
-	return ErrNotSynced
+	return fmt.Errorf("%w of %s", ErrNotSynced, i.what)
 }
 
 // name is the namespace as a person writes it.
