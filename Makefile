@@ -45,9 +45,15 @@ $(GOLANGCI_LINT):
 	GOBIN=$(dir $@) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 
 .PHONY: bench
-bench: programs ## measure start to ready on the real API server, and compilation; prints tables with ratios
+bench: programs ## measure start, changes and decisions on the real API server, and compilation; prints tables
 	go test -run '^$$' -bench . -benchtime 3x ./pkg/engine
 	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./...
+
+RESTARTS ?= 1000
+
+.PHONY: restarts
+restarts: programs ## kill replicas at 1,000 random moments under edits, and judge every decision (about 15 minutes)
+	cd e2e && KUBE_REGO_RESTARTS=$(RESTARTS) go test -v -count=1 -timeout 2h -run '^TestRandomRestarts$$' .
 
 .PHONY: fuzz
 fuzz: ## a minute for each fuzz target
