@@ -402,6 +402,10 @@ func TestRevisions(t *testing.T) {
 	}
 	keep(t, "rules", edits+4)
 
+	// Somebody takes them all away: what is in force is kept again.
+	kubectl(t, "delete", "controllerrevisions", "-n", opa, "-l", "app.kubernetes.io/managed-by=kube-rego")
+	recorded(t, "rules", "main", source(edits))
+
 	remove(t, opa, "rules")
 	forgotten(t, "rules")
 }

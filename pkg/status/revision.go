@@ -26,6 +26,12 @@ func (t target) newest(done done) configmap.Revision {
 	return newest
 }
 
+// knows reports whether the informer has seen a revision that this term wrote, or
+// a later one.
+func (t target) knows(written configmap.Revision) bool {
+	return written.Number > 0 && len(t.revisions) > 0 && t.revisions[0].Number >= written.Number
+}
+
 // recorded reports whether the newest revision is what is in force. Where there
 // was never anything in force, there is nothing to record.
 func (t target) recorded(done done) bool {

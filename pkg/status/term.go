@@ -74,7 +74,13 @@ func (t *term) publish(state State) {
 		}
 	}
 	for name, target := range t.targets {
-		if t.needsWork(target, t.done[name]) {
+		done := t.done[name]
+		if target.knows(done.revision) {
+			// From now on the informer has the word, also when somebody takes it away.
+			done.revision = configmap.Revision{}
+			t.done[name] = done
+		}
+		if t.needsWork(target, done) {
 			t.queue.Add(name)
 		}
 	}
