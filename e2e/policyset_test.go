@@ -615,6 +615,54 @@ func TestANamespaceIsDeleted(t *testing.T) {
 	}
 }
 
+// A library that others call outlives its namespace, also when all replicas die.
+func TestALibraryOutlivesItsNamespace(t *testing.T) {
+	allowAllNamespaces(t)
+	installation, first := install(t, "--namespaces=*")
+	const team = "library-team"
+	namespaces := cluster.Client().CoreV1().Namespaces()
+	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: team}}
+	create(t, policy(opa, "main", "main", "package system\n\nmain := {\"response\": {\"allowed\": true}}\n"))
+	annotation(t, opa, "main", is(statusOK))
+	eventually(t, "the namespace", func(ctx context.Context) error {
+		_, err := namespaces.Create(ctx, namespace, metav1.CreateOptions{})
+		return err
+	})
+	t.Cleanup(func() { _ = namespaces.Delete(context.Background(), team, metav1.DeleteOptions{}) })
+	create(t, policy(team, "library", "lib", library))
+	create(t, policy(opa, "user", "main", libraryUser))
+	annotation(t, team, "library", is(statusOK))
+	annotation(t, opa, "user", is(statusOK))
+	edit(t, opa, "main", func(cm *corev1.ConfigMap) { cm.Data["main"] = entrypoint })
+	refuses(t, "library")
+
+	if err := namespaces.Delete(t.Context(), team, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the namespace is gone", func(ctx context.Context) error {
+		_, err := namespaces.Get(ctx, team, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		return fmt.Errorf("got %w", err)
+	})
+	want := map[string]string{"opa/main/main": "current", "opa/user/main": "current", team + "/library/lib": "previous"}
+	inForce(t, first, want)
+	if err := first.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := installation.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, second) })
+	inForce(t, second, want)
+	refuses(t, "library")
+	remove(t, opa, "user")
+	inForce(t, second, map[string]string{"opa/main/main": "current"})
+	forgotten(t, "library")
+}
+
 // What decides for the whole cluster may be declared in trusted namespaces only.
 func TestPackagesUnderSystem(t *testing.T) {
 	for _, c := range []struct {

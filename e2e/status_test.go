@@ -310,8 +310,6 @@ replicas are not shown: leases.coordination.k8s.io is forbidden: `+user+
 	})
 	matches(t, got.stdout, `REVISION   RECORDED~KEYS   FINGERPRINT    STATE
 1          <age>~main   <fingerprint>   in force
-
-compiled with the policies of namespace opa only: revisions of all namespaces may not be read
 `)
 }
 

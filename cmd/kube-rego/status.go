@@ -78,7 +78,7 @@ func addStatusFlags(flags *pflag.FlagSet, o *overview.Options, revision *int64) 
 	flags.Int64Var(revision, "revision", 0, "with --history: print the Rego of the revision of this `number`")
 	addPolicyFlags(flags, &o.PolicyLabel, &o.PolicyValue)
 	flags.StringVar(&o.StatusAnnotation, "status-annotation", defaultStatusAnnotation, "annotation `key` for the status of a policy")
-	flags.StringVar(&o.ReplicaNamespace, "kube-rego-namespace", daemon.DefaultNamespace, "`namespace` of kube-rego itself, where its replicas have their Leases")
+	flags.StringVar(&o.ReplicaNamespace, "kube-rego-namespace", daemon.DefaultNamespace, "`namespace` of kube-rego itself, where its revisions and Leases are")
 }
 
 func atMostOneName(_ *cobra.Command, args []string) error {

@@ -44,6 +44,9 @@ const (
 type Revision struct {
 	// Namespace and Name are those of the ConfigMap.
 	Namespace, Name string
+	// Home is the namespace of the object that keeps the revision: our own, also
+	// for the ConfigMaps of other namespaces.
+	Home string
 	// Number counts the revisions of a ConfigMap from 1.
 	Number int64
 	// ObjectName is the name of the object that keeps the revision.
@@ -56,16 +59,22 @@ type Revision struct {
 	Fingerprint string
 }
 
-// NewRevision makes the revision of a ConfigMap with these modules in force.
-func NewRevision(namespace, name string, number int64, modules policy.Set) Revision {
-	return Revision{
+// NewRevision makes the revision of a ConfigMap with these modules in force, to be
+// kept in the namespace home.
+func NewRevision(home, namespace, name string, number int64, modules policy.Set) Revision {
+	r := Revision{
 		Namespace:   namespace,
 		Name:        name,
+		Home:        home,
 		Number:      number,
-		ObjectName:  objectName(name, number),
 		Modules:     modules,
 		Fingerprint: modules.Fingerprint(),
 	}
+	if namespace != home {
+		name = namespace + "." + name
+	}
+	r.ObjectName = objectName(name, number)
+	return r
 }
 
 func objectName(name string, number int64) string {
@@ -78,6 +87,8 @@ func objectName(name string, number int64) string {
 
 // revisionData is the data of the object. Modules are in one of the two forms.
 type revisionData struct {
+	// Namespace is that of the ConfigMap where it is not that of the object.
+	Namespace string                    `json:"namespace,omitempty"`
 	ConfigMap string                    `json:"configMap"`
 	Modules   map[string]revisionModule `json:"modules,omitempty"`
 	// Packed is the JSON of Modules in gzip.
@@ -94,6 +105,9 @@ type revisionModule struct {
 // Object is the revision as an object of the cluster.
 func (r Revision) Object() (*appsv1.ControllerRevision, error) {
 	data := revisionData{ConfigMap: r.Name, Modules: make(map[string]revisionModule, len(r.Modules))}
+	if r.Namespace != r.Home {
+		data.Namespace = r.Namespace
+	}
 	for id, m := range r.Modules {
 		data.Modules[id.Key] = revisionModule{
 			Source:        m.Source,
@@ -108,7 +122,7 @@ func (r Revision) Object() (*appsv1.ControllerRevision, error) {
 	}
 	return &appsv1.ControllerRevision{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: r.Namespace,
+			Namespace: r.Home,
 			Name:      r.ObjectName,
 			Labels:    map[string]string{ManagedByLabel: ManagedBy},
 		},
@@ -132,7 +146,8 @@ func encodeData(data revisionData) ([]byte, error) {
 	if err := errors.Join(err, w.Close()); err != nil {
 		return nil, err
 	}
-	return marshal(revisionData{ConfigMap: data.ConfigMap, Packed: packed.Bytes()})
+	data.Modules, data.Packed = nil, packed.Bytes()
+	return marshal(data)
 }
 
 // marshal is json.Marshal without the escapes that are for HTML: people read it.
@@ -148,6 +163,7 @@ func marshal(v any) ([]byte, error) {
 func ParseRevision(object *appsv1.ControllerRevision) (Revision, error) {
 	r := Revision{
 		Namespace:  object.Namespace,
+		Home:       object.Namespace,
 		Number:     object.Revision,
 		ObjectName: object.Name,
 		Recorded:   object.CreationTimestamp.Time,
@@ -165,8 +181,11 @@ func ParseRevision(object *appsv1.ControllerRevision) (Revision, error) {
 		return Revision{}, fmt.Errorf("reading revision %s/%s: %w", object.Namespace, object.Name, err)
 	}
 	r.Name = data.ConfigMap
+	if data.Namespace != "" {
+		r.Namespace = data.Namespace
+	}
 	for key, m := range data.Modules {
-		id := policy.ID{Namespace: object.Namespace, Name: data.ConfigMap, Key: key}
+		id := policy.ID{Namespace: r.Namespace, Name: r.Name, Key: key}
 		r.Modules[id] = policy.Module{
 			ID:            id,
 			Source:        m.Source,

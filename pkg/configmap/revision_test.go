@@ -40,7 +40,7 @@ func TestARevisionIsReadAsItWasWritten(t *testing.T) {
 		"1 MiB of tabs and quotes":   policy.NewSet(revisionModule("rules", "a", strings.Repeat("\t\"", 1<<19))),
 	} {
 		t.Run(sentence, func(t *testing.T) {
-			want := configmap.NewRevision("opa", "rules", 7, modules)
+			want := configmap.NewRevision("opa", "opa", "rules", 7, modules)
 			object, err := want.Object()
 			if err != nil {
 				t.Fatal(err)
@@ -70,7 +70,7 @@ func TestARevisionIsReadAsItWasWritten(t *testing.T) {
 
 // A person gets a version back with kubectl alone, as long as it is not huge.
 func TestARevisionCanBeReadByPeople(t *testing.T) {
-	object, err := configmap.NewRevision("opa", "rules", 1, policy.NewSet(revisionModule("rules", "main", "package a # <&>\n"))).Object()
+	object, err := configmap.NewRevision("opa", "opa", "rules", 1, policy.NewSet(revisionModule("rules", "main", "package a # <&>\n"))).Object()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestEveryRevisionHasANameOfItsOwn(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, name := range []string{"a", "a-1", long + "b", long + "c", strings.Repeat("a.", 126) + "d", "b" + strings.Repeat("a.", 125) + "d"} {
 		for _, number := range []int64{1, 11, 1<<63 - 1} {
-			got := configmap.NewRevision("opa", name, number, nil).ObjectName
+			got := configmap.NewRevision("opa", "opa", name, number, nil).ObjectName
 			if problems := validation.IsDNS1123Subdomain(got); seen[got] || len(problems) > 0 {
 				t.Errorf("revision %d of %.20s…: name %q %v", number, name, got, problems)
 			}
@@ -122,10 +122,10 @@ func TestHistory(t *testing.T) {
 	two := policy.NewSet(revisionModule("one", "main", "package two"))
 	other := policy.NewSet(revisionModule("other", "main", "package other"))
 	h := configmap.NewHistory([]configmap.Revision{
-		configmap.NewRevision("opa", "one", 2, one),
-		configmap.NewRevision("opa", "one", 10, two),
-		configmap.NewRevision("opa", "other", 1, other),
-		configmap.NewRevision("opa", "one", 9, one),
+		configmap.NewRevision("opa", "opa", "one", 2, one),
+		configmap.NewRevision("opa", "opa", "one", 10, two),
+		configmap.NewRevision("opa", "opa", "other", 1, other),
+		configmap.NewRevision("opa", "opa", "one", 9, one),
 	})
 	want := policy.NewSet(revisionModule("one", "main", "package two"), revisionModule("other", "main", "package other"))
 	if !reflect.DeepEqual(h.InForce(), want) || h.Fingerprint() != want.Fingerprint() {

@@ -22,10 +22,11 @@ func TestReplicasComeToTheSameSet(t *testing.T) {
 	if testing.Short() {
 		sequences = 10
 	}
+	const first = 100 // from here on, rare cases come early
 	for seed := range sequences {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+		t.Run(fmt.Sprint(first+seed), func(t *testing.T) {
 			t.Parallel()
-			newFleet(t, uint64(seed)).play()
+			newFleet(t, uint64(first+seed)).play()
 		})
 	}
 }

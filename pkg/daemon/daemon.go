@@ -168,6 +168,7 @@ func (d *daemon) source() (Source, error) {
 	return watch.NewCluster(watch.ClusterConfig{
 		Client:     d.cluster.client,
 		Namespaces: o.namespaces(),
+		Home:       d.cluster.namespace,
 		Selector:   o.selector().String(),
 		Log:        d.log,
 	}), nil

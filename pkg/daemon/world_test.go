@@ -84,6 +84,7 @@ type world struct {
 	clock      int64    // two objects may be of the same second, as in a cluster
 	configMaps map[types.NamespacedName]*corev1.ConfigMap
 	revisions  map[types.NamespacedName][]*appsv1.ControllerRevision // the newest last
+	last       types.NamespacedName                                  // that was edited: people edit one thing several times
 	edits      int
 	story      []string
 }
@@ -91,9 +92,7 @@ type world struct {
 func newWorld(seed uint64) *world {
 	w := &world{
 		random: rand.New(rand.NewPCG(seed, 3)),
-		names: []types.NamespacedName{
-			{Namespace: "opa", Name: "a"}, {Namespace: "opa", Name: "b"}, {Namespace: "team", Name: "a"}, {Namespace: "team", Name: "b"},
-		},
+		names:      []types.NamespacedName{named("opa", "a"), named("opa", "b"), named("team", "a"), named("team", "b")},
 		keys:       []string{"x", "y", "z"},
 		configMaps: make(map[types.NamespacedName]*corev1.ConfigMap),
 		revisions:  make(map[types.NamespacedName][]*appsv1.ControllerRevision),
@@ -104,8 +103,13 @@ func newWorld(seed uint64) *world {
 		w.texts = append(w.texts, group[:(1+len(group))/2]...)
 	}
 	w.names = w.names[:3+w.random.IntN(2)]
+	w.last = w.names[0]
 	w.keys = w.keys[:1+w.random.IntN(3)]
 	return w
+}
+
+func named(namespace, name string) types.NamespacedName {
+	return types.NamespacedName{Namespace: namespace, Name: name}
 }
 
 func pick[T any](random *rand.Rand, all []T) T { return all[random.IntN(len(all))] }
@@ -119,7 +123,10 @@ func (w *world) storySoFar() string { return strings.Join(w.story, "\n") }
 
 // edit does something to one ConfigMap that a user might do.
 func (w *world) edit() {
-	name := pick(w.random, w.names)
+	if w.random.IntN(2) == 0 {
+		w.last = pick(w.random, w.names)
+	}
+	name := w.last
 	cm, ok := w.configMaps[name]
 	what := w.random.IntN(20)
 	switch {
@@ -194,14 +201,14 @@ func (w *world) newConfigMap(name types.NamespacedName) *corev1.ConfigMap {
 func (w *world) write(what string, cm *corev1.ConfigMap) {
 	w.version++
 	cm.ResourceVersion = fmt.Sprint(w.version)
-	w.configMaps[types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}] = cm
+	w.configMaps[named(cm.Namespace, cm.Name)] = cm
 	w.tell("%s %s/%s: labels %v, annotations %v, created %d, version %s, data %q, binary %q", what, cm.Namespace, cm.Name,
 		cm.Labels, cm.Annotations, cm.CreationTimestamp.Unix(), cm.ResourceVersion, cm.Data, cm.BinaryData)
 }
 
 func (w *world) delete(cm *corev1.ConfigMap) {
 	w.version++
-	delete(w.configMaps, types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name})
+	delete(w.configMaps, named(cm.Namespace, cm.Name))
 	w.tell("delete %s/%s", cm.Namespace, cm.Name)
 }
 
@@ -243,7 +250,7 @@ type recorder struct {
 func (r recorder) names() []types.NamespacedName {
 	names := r.history.Names()
 	for id := range r.inForce {
-		names = append(names, types.NamespacedName{Namespace: id.Namespace, Name: id.Name})
+		names = append(names, named(id.Namespace, id.Name))
 	}
 	slices.SortFunc(names, func(a, b types.NamespacedName) int { return strings.Compare(a.String(), b.String()) })
 	return slices.Compact(names)
@@ -251,7 +258,7 @@ func (r recorder) names() []types.NamespacedName {
 
 func (r recorder) isPolicy(name types.NamespacedName) bool {
 	return slices.ContainsFunc(r.configMaps, func(cm *corev1.ConfigMap) bool {
-		return cm.Namespace == name.Namespace && cm.Name == name.Name
+		return named(cm.Namespace, cm.Name) == name
 	})
 }
 
@@ -276,7 +283,7 @@ func (r recorder) record(w *world, name types.NamespacedName) error {
 	if of := r.history.Of(name); len(of) > 0 {
 		newest = of[0]
 	}
-	next := configmap.NewRevision(name.Namespace, name.Name, newest.Number+1, inForce)
+	next := configmap.NewRevision("opa", name.Namespace, name.Name, newest.Number+1, inForce)
 	if newest.Fingerprint == next.Fingerprint || newest.Number == 0 && len(inForce) == 0 {
 		return nil
 	}

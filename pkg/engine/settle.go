@@ -234,6 +234,9 @@ func (s *settlement) blame(r result, culprit change, changes []change) []policy.
 		problem := s.parser.problem(e)
 		switch {
 		case file(e) == culprit.id.String():
+			if culprit.to != nil && e.Location.Row == culprit.to.ast.Package.Loc().Row {
+				problem.Row, problem.Col = place(culprit, e) // OPA names the package where it has no better place
+			}
 			own = append(own, problem)
 		case r.clash || !changed[file(e)]:
 			problem.Row, problem.Col = place(culprit, e)

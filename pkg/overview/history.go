@@ -11,7 +11,6 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
@@ -53,23 +52,13 @@ type records struct {
 	// revisions that cannot be read.
 	own        map[int64]configmap.Revision
 	unreadable []Revision
-	warnings   []string
 }
 
-// records reads the revisions of all namespaces, or else of the one namespace:
-// what else is in force decides whether a revision compiles.
+// records reads all revisions, also of other ConfigMaps: what else is in force
+// decides whether a revision compiles.
 func (r *reader) records(ctx context.Context) (records, error) {
-	found, err := r.recordsIn(ctx, metav1.NamespaceAll)
-	if apierrors.IsForbidden(err) {
-		found, err = r.recordsIn(ctx, r.Namespace)
-		found.warnings = []string{"compiled with the policies of namespace " + r.Namespace + " only: revisions of all namespaces may not be read"}
-	}
-	return found, err
-}
-
-func (r *reader) recordsIn(ctx context.Context, namespace string) (records, error) {
 	found := records{own: make(map[int64]configmap.Revision)}
-	err := r.revisions(ctx, namespace, func(revision configmap.Revision, object *appsv1.ControllerRevision, err error) {
+	err := r.revisions(ctx, func(revision configmap.Revision, object *appsv1.ControllerRevision, err error) {
 		switch {
 		case err == nil:
 			found.all = append(found.all, revision)
@@ -88,8 +77,8 @@ func (r *reader) recordsIn(ctx context.Context, namespace string) (records, erro
 // isNamedLikeOurs reports whether an object that does not say which ConfigMap it is
 // a revision of has the name that ours would have.
 func (r *reader) isNamedLikeOurs(object *appsv1.ControllerRevision) bool {
-	ours := configmap.NewRevision(r.Namespace, r.Name, object.Revision, nil)
-	return object.Namespace == r.Namespace && object.Name == ours.ObjectName
+	ours := configmap.NewRevision(r.ReplicaNamespace, r.Namespace, r.Name, object.Revision, nil)
+	return object.Name == ours.ObjectName
 }
 
 // history reads all that kube-rego status --history tells.
@@ -98,7 +87,7 @@ func (r *reader) history(ctx context.Context) (History, error) {
 	if err != nil {
 		return History{}, err
 	}
-	h := History{Namespace: r.Namespace, Name: r.Name, Revisions: found.unreadable, Warnings: found.warnings}
+	h := History{Namespace: r.Namespace, Name: r.Name, Revisions: found.unreadable}
 	if len(found.own) == 0 && len(found.unreadable) == 0 {
 		h.Revisions = []Revision{}
 		h.Warnings = append(h.Warnings, fmt.Sprintf("nothing of ConfigMap %s/%s was recorded yet", r.Namespace, r.Name))
@@ -206,7 +195,7 @@ func problems(report policy.Report, r configmap.Revision) []Problem {
 
 // revision reads the one revision that is asked for.
 func (r *reader) revision(ctx context.Context, number int64) (configmap.Revision, error) {
-	found, err := r.recordsIn(ctx, r.Namespace)
+	found, err := r.records(ctx)
 	if err != nil {
 		return configmap.Revision{}, err
 	}

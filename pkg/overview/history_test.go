@@ -16,7 +16,7 @@ import (
 // recorded is a revision of any ConfigMap with one key.
 func recorded(namespace, name string, number int64, source string) configmap.Revision {
 	id := policy.ID{Namespace: namespace, Name: name, Key: "main"}
-	return configmap.NewRevision(namespace, name, number, policy.NewSet(policy.Module{ID: id, Source: source}))
+	return configmap.NewRevision("opa", namespace, name, number, policy.NewSet(policy.Module{ID: id, Source: source}))
 }
 
 // foundOf are the revisions as the reader for opa/lib finds them.
@@ -74,7 +74,7 @@ func TestCheck(t *testing.T) {
 		},
 		{
 			name:  "one in which nothing was in force, which the rest needs",
-			found: foundOf(configmap.NewRevision("opa", "lib", 1, nil), recorded("opa", "lib", 2, lib), recorded("opa", "caller", 1, caller)),
+			found: foundOf(configmap.NewRevision("opa", "opa", "lib", 1, nil), recorded("opa", "lib", 2, lib), recorded("opa", "caller", 1, caller)),
 			want:  map[int64]string{1: "does not compile: opa/lib/main: rego_type_error: undefined function data.lib.f", 2: "in force"},
 		},
 		{
@@ -115,7 +115,7 @@ func TestCheckStopsWhenItIsToldTo(t *testing.T) {
 
 func TestManifest(t *testing.T) {
 	id := func(key string) policy.ID { return policy.ID{Namespace: "opa", Name: "lib", Key: key} }
-	r := configmap.NewRevision("opa", "lib", 1, policy.NewSet(
+	r := configmap.NewRevision("opa", "opa", "lib", 1, policy.NewSet(
 		policy.Module{ID: id("a"), Source: "package a\n", Version: policy.RegoV0},
 		policy.Module{ID: id("b"), Source: "package b\n", Version: policy.RegoV0},
 	))

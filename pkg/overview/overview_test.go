@@ -25,7 +25,7 @@ func newConfigMap(status string, data map[string]string) *corev1.ConfigMap {
 // newRevision is the revision with a number in which a ConfigMap held these data.
 func newRevision(number int64, data map[string]string) configmap.Revision {
 	set := policy.NewSet(configmap.Modules(newConfigMap("", data))...)
-	r := configmap.NewRevision("opa", "rules", number, set)
+	r := configmap.NewRevision("opa", "opa", "rules", number, set)
 	r.Recorded = ago(time.Hour)
 	return r
 }

@@ -124,12 +124,12 @@ func (r *reader) configMaps(ctx context.Context) (map[types.NamespacedName]*core
 func (r *reader) newest(ctx context.Context) (map[types.NamespacedName]configmap.Revision, []string, error) {
 	newest := make(map[types.NamespacedName]configmap.Revision)
 	var warnings []string
-	err := r.revisions(ctx, r.namespace(), func(revision configmap.Revision, _ *appsv1.ControllerRevision, err error) {
+	err := r.revisions(ctx, func(revision configmap.Revision, _ *appsv1.ControllerRevision, err error) {
 		name := types.NamespacedName{Namespace: revision.Namespace, Name: revision.Name}
 		switch {
 		case err != nil:
 			warnings = append(warnings, "passed over, as kube-rego does: "+err.Error())
-		case r.Name != "" && r.Name != revision.Name:
+		case r.Name != "" && r.Name != revision.Name || !r.AllNamespaces && r.Namespace != revision.Namespace:
 		case newest[name].Name == "" || newest[name].Number < revision.Number:
 			newest[name] = revision
 		}
@@ -141,13 +141,11 @@ func (r *reader) newest(ctx context.Context) (map[types.NamespacedName]configmap
 	return newest, warnings, err
 }
 
-// revisions hands all revisions of a namespace to do, in no order: each with the
-// object that it is of, or with the error why it cannot be read.
-func (r *reader) revisions(
-	ctx context.Context, namespace string, do func(configmap.Revision, *appsv1.ControllerRevision, error),
-) error {
+// revisions hands all revisions to do, in no order: each with the object that it is
+// of, or with the error why it cannot be read.
+func (r *reader) revisions(ctx context.Context, do func(configmap.Revision, *appsv1.ControllerRevision, error)) error {
 	options := metav1.ListOptions{LabelSelector: labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()}
-	err := each(ctx, options, r.client.AppsV1().ControllerRevisions(namespace).List, func(object *appsv1.ControllerRevision) {
+	err := each(ctx, options, r.client.AppsV1().ControllerRevisions(r.ReplicaNamespace).List, func(object *appsv1.ControllerRevision) {
 		revision, err := configmap.ParseRevision(object)
 		do(revision, object, err)
 	})

@@ -183,7 +183,7 @@ func TestSourceText(t *testing.T) {
 			id := policy.ID{Namespace: "opa", Name: "rules", Key: keysAndSources[n]}
 			set[id] = policy.Module{ID: id, Source: keysAndSources[n+1]}
 		}
-		return configmap.NewRevision("opa", "rules", 3, set)
+		return configmap.NewRevision("opa", "opa", "rules", 3, set)
 	}
 	for _, test := range []struct {
 		name     string

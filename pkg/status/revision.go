@@ -45,18 +45,19 @@ func (t target) recorded(done done) bool {
 // record writes what is in force of a ConfigMap as its next revision, unless the
 // last one says the same, and removes those beyond the limit.
 //
-// The revisions have no owner reference: they must outlive a ConfigMap whose
-// deletion is held, and one that is deleted while nobody is there to hold that.
+// The revisions have no owner reference, and are not in the namespace of the
+// ConfigMap: they must outlive a ConfigMap whose deletion is held, also with its
+// namespace, and one that is deleted while nobody is there to hold that.
 func (t *term) record(ctx context.Context, name types.NamespacedName, target target, done *done) error {
 	if target.recorded(*done) {
 		return t.removeBeyond(ctx, target, historyLimit)
 	}
-	next := configmap.NewRevision(name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
+	next := configmap.NewRevision(t.config.Namespace, name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
 	object, err := next.Object()
 	if err != nil {
 		return err
 	}
-	_, err = t.config.Client.AppsV1().ControllerRevisions(name.Namespace).Create(ctx, object, metav1.CreateOptions{})
+	_, err = t.config.Client.AppsV1().ControllerRevisions(next.Home).Create(ctx, object, metav1.CreateOptions{})
 	if apierrors.IsAlreadyExists(err) {
 		// The writer before us was faster, or somebody else has an object of this
 		// name. The next attempt takes the next number.
@@ -77,7 +78,7 @@ func (t *term) removeBeyond(ctx context.Context, target target, limit int) error
 func (t *term) removeRevisions(ctx context.Context, revisions []configmap.Revision) error {
 	var errs []error
 	for _, r := range revisions {
-		err := t.config.Client.AppsV1().ControllerRevisions(r.Namespace).Delete(ctx, r.ObjectName, metav1.DeleteOptions{})
+		err := t.config.Client.AppsV1().ControllerRevisions(r.Home).Delete(ctx, r.ObjectName, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("removing an old revision: %w", err))
 		}

@@ -42,7 +42,8 @@ type WriterConfig struct {
 	Namespaces []string
 	// Selector tells policies from other ConfigMaps.
 	Selector labels.Selector
-	// Namespace is where replicas find the Lease that says who writes.
+	// Namespace is where replicas find the Lease that says who writes, and the
+	// revisions.
 	Namespace string
 	// Identity tells this replica from others.
 	Identity string

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,8 @@ type ClusterConfig struct {
 	Client kubernetes.Interface
 	// Namespaces to watch; metav1.NamespaceAll stands for all of them.
 	Namespaces []string
+	// Home is the namespace of the revisions.
+	Home string
 	// Selector is the label selector that the API server applies, so that
 	// ConfigMaps that are no policies never cross the network.
 	Selector string
@@ -49,12 +52,12 @@ type ClusterConfig struct {
 	Log *slog.Logger
 }
 
-// Cluster watches the labelled ConfigMaps of a cluster and the revisions that
-// were recorded of them, with two informers for each namespace.
+// Cluster watches the labelled ConfigMaps of a cluster, with an informer for each
+// namespace, and the revisions that were recorded of them.
 type Cluster struct {
 	config     ClusterConfig
 	configMaps []*namespaceInformer
-	revisions  []*namespaceInformer
+	revisions  *namespaceInformer
 
 	mu      sync.Mutex
 	history *configmap.History // nil: to be made anew
@@ -79,12 +82,12 @@ func NewCluster(config ClusterConfig) *Cluster {
 			what:                "ConfigMaps",
 			namespace:           namespace,
 		})
-		ours := labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()
-		c.revisions = append(c.revisions, &namespaceInformer{
-			SharedIndexInformer: c.factory(namespace, ours, c.parse).Apps().V1().ControllerRevisions().Informer(),
-			what:                "ControllerRevisions",
-			namespace:           namespace,
-		})
+	}
+	ours := labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()
+	c.revisions = &namespaceInformer{
+		SharedIndexInformer: c.factory(config.Home, ours, c.parse).Apps().V1().ControllerRevisions().Informer(),
+		what:                "ControllerRevisions",
+		namespace:           config.Home,
 	}
 	return c
 }
@@ -131,21 +134,19 @@ func (c *Cluster) parse(object any) (any, error) {
 func (c *Cluster) Run(ctx context.Context, look func()) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	for _, i := range c.revisions {
-		changed := func() {
-			c.forget()
-			look()
-		}
-		if err := c.prepare(i, changed); err != nil {
-			return err
-		}
-		wg.Go(func() { i.RunWithContext(ctx) })
-		wg.Go(func() {
-			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
-				changed()
-			}
-		})
+	changed := func() {
+		c.forget()
+		look()
 	}
+	if err := c.prepare(c.revisions, changed); err != nil {
+		return err
+	}
+	wg.Go(func() { c.revisions.RunWithContext(ctx) })
+	wg.Go(func() {
+		if cache.WaitForCacheSync(ctx.Done(), c.revisions.HasSynced) {
+			changed()
+		}
+	})
 	for _, i := range c.configMaps {
 		if err := c.prepare(i, look); err != nil {
 			return err
@@ -244,28 +245,30 @@ func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
 	return all, errors.Join(errs...)
 }
 
-// History is what was recorded of the ConfigMaps, as it was last seen. The error
-// is ErrNotSynced until the first full list of every namespace is there.
+// History is what was recorded of the ConfigMaps of the watched namespaces, as it
+// was last seen. The error is ErrNotSynced until the first full list is there.
 func (c *Cluster) History() (*configmap.History, error) {
-	for _, i := range c.revisions {
-		if !i.HasSynced() {
-			return nil, i.notSynced()
-		}
+	if !c.revisions.HasSynced() {
+		return nil, c.revisions.notSynced()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.history == nil {
 		var all []configmap.Revision
-		for _, i := range c.revisions {
-			for _, object := range i.GetStore().List() {
-				if r, ok := object.(*recorded); ok && r.err == nil {
-					all = append(all, r.revision)
-				}
+		for _, object := range c.revisions.GetStore().List() {
+			if r, ok := object.(*recorded); ok && r.err == nil && c.watches(r.revision.Namespace) {
+				all = append(all, r.revision)
 			}
 		}
 		c.history = configmap.NewHistory(all)
 	}
 	return c.history, nil
+}
+
+// watches reports whether the ConfigMaps of a namespace are watched: of those that
+// are not, nothing is known, and their revisions stay as they are.
+func (c *Cluster) watches(namespace string) bool {
+	return slices.Contains(c.config.Namespaces, metav1.NamespaceAll) || slices.Contains(c.config.Namespaces, namespace)
 }
 
 // forget lets the history be made anew of what the informers hold now.
