@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,11 +23,10 @@ func TestReplicasComeToTheSameSet(t *testing.T) {
 	if testing.Short() {
 		sequences = 10
 	}
-	const first = 100 // from here on, rare cases come early
 	for seed := range sequences {
-		t.Run(fmt.Sprint(first+seed), func(t *testing.T) {
+		t.Run(fmt.Sprint(firstSeed+seed), func(t *testing.T) {
 			t.Parallel()
-			newFleet(t, uint64(first+seed)).play()
+			newFleet(t, uint64(firstSeed+seed)).play()
 		})
 	}
 }
@@ -185,7 +185,7 @@ func (f *fleet) play() {
 		}
 		f.quiet()
 		if f.Failed() {
-			f.Fatal(f.storySoFar())
+			f.Fatal(strings.Join(f.story, "\n"))
 		}
 	}
 }

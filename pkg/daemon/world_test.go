@@ -3,12 +3,10 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"testing"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -16,9 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
-	"github.com/kube-rego/kube-rego/pkg/watch"
 )
 
 const (
@@ -91,7 +87,7 @@ type world struct {
 
 func newWorld(seed uint64) *world {
 	w := &world{
-		random: rand.New(rand.NewPCG(seed, 3)),
+		random:     rand.New(rand.NewPCG(seed, 3)),
 		names:      []types.NamespacedName{named("opa", "a"), named("opa", "b"), named("team", "a"), named("team", "b")},
 		keys:       []string{"x", "y", "z"},
 		configMaps: make(map[types.NamespacedName]*corev1.ConfigMap),
@@ -118,8 +114,6 @@ func pick[T any](random *rand.Rand, all []T) T { return all[random.IntN(len(all)
 func (w *world) tell(format string, args ...any) {
 	w.story = append(w.story, fmt.Sprintf(format, args...))
 }
-
-func (w *world) storySoFar() string { return strings.Join(w.story, "\n") }
 
 // edit does something to one ConfigMap that a user might do.
 func (w *world) edit() {
@@ -308,50 +302,4 @@ func describe(modules policy.Set) string {
 		all = append(all, fmt.Sprintf("%s %s%q of version %d", id, m.Version, m.Source, m.ObjectVersion))
 	}
 	return strings.Join(all, "; ")
-}
-
-type noRecorder struct{}
-
-func (noRecorder) Reported(policy.Report) {}
-
-// newTestLoop is a process that starts: nothing is in force.
-func newTestLoop(t *testing.T, source Source) *loop {
-	t.Helper()
-	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{trustedNamespace}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	opa, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { opa.Stop(context.WithoutCancel(t.Context())) })
-	return &loop{
-		source:     source,
-		entrypoint: "system/main",
-		compiler:   compiler,
-		engine:     opa,
-		recorder:   noRecorder{},
-		log:        slog.New(slog.DiscardHandler),
-		trigger:    make(chan struct{}, 1),
-		state:      state{waiting: watch.ErrNotSynced},
-	}
-}
-
-// settleDown lets the loop turn once, and then for as long as it wants to look
-// again.
-func settleDown(t *testing.T, l *loop) {
-	t.Helper()
-	l.look()
-	for range 20 {
-		select {
-		case <-l.trigger:
-		default:
-			return
-		}
-		if err := l.turn(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Error("the loop does not come to rest")
 }
