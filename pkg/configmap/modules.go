@@ -43,14 +43,14 @@ func newModule(cm *corev1.ConfigMap, key string) policy.Module {
 	return policy.Module{
 		ID:            policy.ID{Namespace: cm.Namespace, Name: cm.Name, Key: key},
 		Created:       cm.CreationTimestamp.Time,
-		ObjectVersion: objectVersion(cm),
+		ObjectVersion: ObjectVersion(cm),
 	}
 }
 
-// objectVersion is the object's resource version, which is a number that grows
+// ObjectVersion is the object's resource version, which is a number that grows
 // (k8s.io/apimachinery/pkg/util/resourceversion), or 0 if it has none, as in a
 // file.
-func objectVersion(cm *corev1.ConfigMap) uint64 {
+func ObjectVersion(cm *corev1.ConfigMap) uint64 {
 	version, err := strconv.ParseUint(cm.ResourceVersion, 10, 64)
 	if err != nil {
 		return 0

@@ -19,8 +19,8 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
-// The label by which our own objects are found: revisions in the namespaces of
-// their ConfigMaps, the Leases of replicas in ours.
+// The label by which our own objects are found: revisions, and the Leases of
+// replicas.
 const (
 	ManagedByLabel = "app.kubernetes.io/managed-by"
 	ManagedBy      = "kube-rego"

@@ -158,7 +158,7 @@ func (f *fleet) writer() *replica {
 // record lets the writer work on what it published last, as far as it gets.
 func (f *fleet) record(gets func() bool) {
 	state := f.writer().published
-	r := recorder{configMaps: state.ConfigMaps, inForce: state.InForce, history: state.History}
+	r := recorder{configMaps: state.ConfigMaps, inForce: state.Keep, history: state.History}
 	for _, name := range r.names() {
 		if !gets() {
 			continue
@@ -171,7 +171,7 @@ func (f *fleet) record(gets func() bool) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for id, m := range state.InForce {
+	for id, m := range state.Keep {
 		if has(now.InForce(), m) && m.ObjectVersion > max(f.recorded[id].ObjectVersion, f.away[id]) {
 			f.recorded[id] = m
 		}

@@ -211,7 +211,7 @@ func connect(kubeconfig string) (*cluster, error) {
 // run runs all parts until ctx ends or one of them fails.
 func (d *daemon) run(ctx context.Context) error {
 	listeners := []*server.Listener{
-		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(diagnosis{d.loop, d.certificate}, d.metrics)},
+		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(d.diagnosis(), d.metrics)},
 		{Name: "webhook", Address: d.options.Addr, Handler: d.webhook(), Certificate: d.certificate.Get},
 	}
 	for n, l := range listeners {
@@ -250,10 +250,19 @@ func (d *daemon) webhook() http.Handler {
 }
 
 // diagnosis is the state of the whole process: that of the loop, and ready only
-// if there is a certificate too.
+// if there is a certificate too and the other replicas know of this one.
 type diagnosis struct {
 	*loop
 	certificate *certificate
+	announced   func() error // to other replicas; nil where there are none
+}
+
+func (d *daemon) diagnosis() diagnosis {
+	state := diagnosis{loop: d.loop, certificate: d.certificate}
+	if d.replicas != nil {
+		state.announced = d.replicas.Announced
+	}
+	return state
 }
 
 // Replicas are all that are known, measured by what the writer has in force.
@@ -279,5 +288,9 @@ func (d diagnosis) Replicas() []server.Replica {
 
 // Ready is nil while new requests are welcome.
 func (d diagnosis) Ready() error {
-	return cmp.Or(d.loop.Ready(), d.certificate.Ready())
+	err := cmp.Or(d.loop.Ready(), d.certificate.Ready())
+	if err == nil && d.announced != nil {
+		err = d.announced()
+	}
+	return err
 }

@@ -144,12 +144,13 @@ func (l *loop) turn(ctx context.Context) error {
 		return err
 	}
 	if wanted != l.wanted || base != l.snapshot {
-		if err := l.enforce(ctx, base, set, wanted); err != nil {
+		tell := func() { l.publish(configMaps, history, set, wanted) }
+		if err := l.enforce(ctx, base, set, wanted, tell); err != nil {
 			return err
 		}
 		l.look() // what came to be held may have a newer version in the history
 	}
-	l.publish(configMaps, history)
+	l.publish(configMaps, history, set, wanted)
 	return nil
 }
 
@@ -168,15 +169,16 @@ func (l *loop) objects() ([]*corev1.ConfigMap, *configmap.History, bool) {
 	return configMaps, history, err == nil || configMaps != nil
 }
 
-func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History) {
+// publish tells other replicas and the authors what is in force.
+func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History, set policy.Set, wanted string) {
 	if l.replicas != nil {
-		l.replicas.Publish(l.snapshot.Fingerprint(), l.wanted)
+		l.replicas.Publish(l.snapshot.Fingerprint(), wanted)
 	}
 	if l.publisher != nil {
 		l.publisher.Publish(status.State{
 			ConfigMaps: configMaps,
 			Report:     l.Report(),
-			InForce:    l.snapshot.Modules(),
+			Keep:       l.memory.keep(l.snapshot.Modules(), history, set),
 			History:    history,
 		})
 	}
@@ -193,9 +195,9 @@ func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 }
 
 // enforce compiles the set on a base and swaps it in. What is fresh goes into
-// force before what was held is tried again; at the start both do together, since
-// there is nothing yet that could stay in force.
-func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Set, wanted string) error {
+// force, and is told, before what was held is tried again; at the start both go
+// together, since there is nothing yet that could stay in force.
+func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Set, wanted string, tell func()) error {
 	first, start := l.snapshot == nil, time.Now()
 	fresh, err := l.compile(ctx, func() compiled {
 		c := newCompiled(l.compiler.Compile(base, set))
@@ -213,18 +215,32 @@ func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Se
 	}
 	l.wanted = wanted
 	if !first && len(fresh.report.Held()) > 0 {
-		retried, err := l.compile(ctx, func() compiled {
-			return newCompiled(l.compiler.Retry(fresh.snapshot, set, l.overtaken))
-		})
-		if err != nil {
-			return err
-		}
-		if err := l.activate(ctx, retried, start); err != nil {
+		tell()
+		if err := l.retry(ctx, fresh.snapshot, set, start); err != nil {
 			return err
 		}
 	}
 	l.tell(ctx, before, l.Report())
 	return nil
+}
+
+// retry tries what is held once more. If it is interrupted, the set counts as one
+// that was never compiled: should it be wanted again, there is more to try.
+func (l *loop) retry(ctx context.Context, fresh *engine.Snapshot, set policy.Set, start time.Time) error {
+	interrupted := false
+	retried, err := l.compile(ctx, func() compiled {
+		return newCompiled(l.compiler.Retry(fresh, set, func() bool {
+			interrupted = interrupted || l.overtaken()
+			return interrupted
+		}))
+	})
+	if err != nil {
+		return err
+	}
+	if interrupted {
+		l.wanted = ""
+	}
+	return l.activate(ctx, retried, start)
 }
 
 func never() bool { return false }

@@ -104,6 +104,20 @@ func (m *memory) explain(report policy.Report) policy.Report {
 	return report
 }
 
+// keep are the modules to record: those in force, and of those whose last good
+// version is no good here the recorded one, as long as they are wanted. Another
+// process may be able to enforce it, after a flag or a version was taken back.
+func (m *memory) keep(inForce policy.Set, history *configmap.History, set policy.Set) policy.Set {
+	for id := range m.lost {
+		_, isInForce := inForce[id]
+		_, isWanted := set[id]
+		if recorded, ok := history.InForce()[id]; ok && isWanted && !isInForce {
+			inForce[id] = recorded
+		}
+	}
+	return inForce
+}
+
 // disagrees reports whether the writer has come to another set than this replica,
 // of the same ConfigMaps, and has recorded all of it. Which of two changes that
 // contradict each other goes into force may depend on which was seen first.

@@ -87,6 +87,7 @@ type Replicas struct {
 type renewal struct {
 	renewed         time.Time // as the Lease says
 	at              time.Time
+	heard           bool // it was renewed while we watched
 	inForce, wanted string
 }
 
@@ -178,6 +179,7 @@ func (r *Replicas) noteRenewal(object any, look func()) {
 	}
 	r.mu.Lock()
 	before, known := r.seen[lease.Name]
+	now.heard = before.heard || known && !before.renewed.Equal(now.renewed)
 	if known && before.renewed.Equal(now.renewed) {
 		now.at = before.at
 	}
@@ -307,11 +309,25 @@ func (r *Replicas) List() []policy.Replica {
 }
 
 // Known reports whether it is known what the other replicas have in force: not
-// before their Leases are listed, and not while this process is cut off.
+// before their Leases are listed, and not while this process is cut off. It hears
+// of others as long as it hears of itself; a renewal of theirs may be as much
+// older than ours as there is between two.
 func (r *Replicas) Known() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.informer.HasSynced() && time.Since(r.wrote) < replicaDuration
+	return r.informer.HasSynced() && time.Since(r.wrote) < replicaDuration &&
+		time.Since(r.seen[r.name].at) < replicaDuration-renewEvery
+}
+
+// Announced is nil once the other replicas can know of this one, or why they
+// cannot yet: a writer that does not know of it does not wait for it.
+func (r *Replicas) Announced() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lease == nil {
+		return errors.New("waiting to tell the other replicas what is in force here: the Lease of this replica is not written yet")
+	}
+	return nil
 }
 
 func (r *Replicas) leases() []*coordinationv1.Lease {
@@ -330,10 +346,10 @@ func (r *Replicas) leases() []*coordinationv1.Lease {
 // were written by may differ from its own, but for those that are old by any
 // clock.
 func (r *Replicas) unheard(lease *coordinationv1.Lease) time.Duration {
-	if age := time.Since(lease.Spec.RenewTime.Time); age > staleAfter {
+	seen, ok := r.seen[lease.Name]
+	if age := time.Since(lease.Spec.RenewTime.Time); age > staleAfter && !seen.heard {
 		return age
 	}
-	seen, ok := r.seen[lease.Name]
 	if !ok {
 		return 0
 	}

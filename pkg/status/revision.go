@@ -42,6 +42,24 @@ func (t target) recorded(done done) bool {
 	return newest.Fingerprint == t.fingerprint
 }
 
+// errBehind says that the ConfigMap is known here in an older version than was
+// recorded: its informer has not caught up yet.
+var errBehind = errors.New("a later version was recorded than the one known here; waiting for it")
+
+// behind reports whether what is in force was seen in an older version of the
+// ConfigMap than what was recorded last.
+func (t target) behind(done done) bool {
+	if t.configMap == nil {
+		return false
+	}
+	for _, m := range t.newest(done).Modules {
+		if m.Created.Equal(t.configMap.CreationTimestamp.Time) && m.ObjectVersion > configmap.ObjectVersion(t.configMap) {
+			return true
+		}
+	}
+	return false
+}
+
 // record writes what is in force of a ConfigMap as its next revision, unless the
 // last one says the same, and removes those beyond the limit.
 //
@@ -51,6 +69,9 @@ func (t target) recorded(done done) bool {
 func (t *term) record(ctx context.Context, name types.NamespacedName, target target, done *done) error {
 	if target.recorded(*done) {
 		return t.removeBeyond(ctx, target, historyLimit)
+	}
+	if target.behind(*done) {
+		return errBehind
 	}
 	next := configmap.NewRevision(t.config.Namespace, name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
 	object, err := next.Object()

@@ -33,7 +33,7 @@ type target struct {
 	configMap   *corev1.ConfigMap // nil if it is not there, or no policy any more
 	text        string            // the status
 	held        []policy.Status
-	modules     policy.Set // in force
+	modules     policy.Set // to be kept: in force, or no good here and still wanted
 	fingerprint string     // of these modules
 	revisions   []configmap.Revision
 }
@@ -96,7 +96,7 @@ func targets(state State) map[types.NamespacedName]target {
 		name := types.NamespacedName{Namespace: s.ID.Namespace, Name: s.ID.Name}
 		statuses[name] = append(statuses[name], s)
 	}
-	for name, modules := range byConfigMap(state.InForce) {
+	for name, modules := range byConfigMap(state.Keep) {
 		all[name] = target{modules: modules}
 	}
 	for _, cm := range state.ConfigMaps {
@@ -165,9 +165,8 @@ func (t *term) next(ctx context.Context) bool {
 	return true
 }
 
-// tell writes what there is to tell of one ConfigMap. The revision comes first,
-// so that what is called ok also survives a restart; if it cannot be written, the
-// status is, all the same.
+// tell writes what there is to tell of one ConfigMap. The revision comes first:
+// what is called ok also survives a restart.
 func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
 	t.mu.Lock()
 	target, ok := t.targets[name]
@@ -181,7 +180,7 @@ func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
 	}
 	done.news = done.news || !target.recorded(done)
 	errRecord := t.record(ctx, name, target, &done)
-	if target.text == configmap.OK && !t.everywhere(fingerprint) {
+	if target.text == configmap.OK && (!target.recorded(done) || !t.everywhere(fingerprint)) {
 		err := t.await(ctx, name, target, &done)
 		t.remember(name, done)
 		return errors.Join(errRecord, err)
@@ -228,13 +227,18 @@ func (t *term) await(ctx context.Context, name types.NamespacedName, target targ
 		return nil
 	}
 	t.queue.AddAfter(name, lookAgain)
-	changed := done.news || done.told && done.fingerprint != target.fingerprint
+	changed := done.news || done.told && done.fingerprint != target.fingerprint || !done.told && isFresh(target.newest(*done))
 	if t.config.Annotation == "" || target.configMap == nil || target.configMap.Annotations[t.config.Annotation] == "" || !changed {
 		return nil
 	}
 	_, err := t.annotate(ctx, name, target, configmap.Pending, done)
 	return err
 }
+
+// isFresh reports whether a revision is so young that the writer before us may not
+// have come to say that it is not yet in force everywhere. It had a second to do
+// so; the rest is the time of an election and what clocks differ.
+func isFresh(r configmap.Revision) bool { return time.Since(r.Recorded) < staleAfter }
 
 // tidy takes away, while ctx lasts, what others have left behind.
 func (t *term) tidy(ctx context.Context) {

@@ -74,8 +74,9 @@ type State struct {
 	ConfigMaps []*corev1.ConfigMap
 	// Report is what became of them.
 	Report policy.Report
-	// InForce are the modules in force.
-	InForce policy.Set
+	// Keep are the modules to record: those in force, and those that were in force
+	// last and are no good in this process, but may be in another.
+	Keep policy.Set
 	// History is what was recorded before.
 	History *configmap.History
 }
@@ -173,17 +174,26 @@ func (w *Writer) lead(ctx context.Context) {
 	}
 	wg.Go(func() { t.tidy(ctx) })
 	<-ctx.Done()
-	w.begin(nil)
+	w.end(t)
 	t.queue.ShutDown()
 	wg.Wait()
 }
 
-// begin hands what was published to a new term; nil is the end of the last one.
+// begin hands what was published to a new term.
 func (w *Writer) begin(t *term) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.term = t
-	if t != nil && w.state != nil {
+	if w.state != nil {
 		t.publish(*w.state)
+	}
+}
+
+// end forgets a term that is over, unless the next one has begun already.
+func (w *Writer) end(t *term) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.term == t {
+		w.term = nil
 	}
 }
