@@ -282,7 +282,9 @@ func TestTheWriterHangs(t *testing.T) {
 		inStep(t, instance, 3)
 	}
 	quiet(t)
-	if after := withoutLeases(writesSince(t, before)); len(after) > 0 {
+	after := withoutLeases(writesSince(t, before))
+	delete(after, "POST events") // one that it had in hand when it was suspended
+	if len(after) > 0 {
 		t.Errorf("the old writer came back and these were written: %v", after)
 	}
 	for _, instance := range instances {

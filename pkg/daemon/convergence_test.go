@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -24,9 +25,9 @@ func TestReplicasComeToTheSameSet(t *testing.T) {
 		sequences = 10
 	}
 	for seed := range sequences {
-		t.Run(fmt.Sprint(firstSeed+seed), func(t *testing.T) {
+		t.Run(fmt.Sprint(firstFleetSeed+seed), func(t *testing.T) {
 			t.Parallel()
-			newFleet(t, uint64(firstSeed+seed)).play()
+			newFleet(t, uint64(firstFleetSeed+seed)).play()
 		})
 	}
 }
@@ -67,6 +68,21 @@ type told struct{ *replica }
 
 func (p told) Publish(state status.State) { p.published = state }
 func (p told) Leader() string             { return p.fleet.leader }
+
+// Rescue writes the revision, unless somebody else has written one of that number.
+func (p told) Rescue(name types.NamespacedName, number int64, modules policy.Set) {
+	object, err := configmap.NewRevision(trustedNamespace, name.Namespace, name.Name, number, modules).Object()
+	if err != nil {
+		p.fleet.Fatal(err)
+	}
+	for _, other := range p.fleet.revisions[name] {
+		if other.Name == object.Name {
+			return
+		}
+	}
+	p.fleet.tell("%s rescues revision %d of %s", p.identity, number, name)
+	p.fleet.revisions[name] = append(p.fleet.revisions[name], object)
+}
 
 // neighbours is how the loop of a replica knows the others.
 type neighbours struct{ *replica }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
@@ -37,6 +38,9 @@ type Publisher interface {
 	Publish(state status.State)
 	// Leader is the identity of the replica that does the telling.
 	Leader() string
+	// Rescue records modules of a ConfigMap as the revision of this number,
+	// whoever does the telling.
+	Rescue(name types.NamespacedName, number int64, modules policy.Set)
 }
 
 // Replicas know what every replica has in force.

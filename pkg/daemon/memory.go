@@ -3,6 +3,9 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"maps"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
@@ -16,6 +19,8 @@ type memory struct {
 	// adopted and overlaid are the last attempts to take over what another
 	// replica has in force: one that does not help is not made twice.
 	adopted, overlaid string
+	// rescued are the fingerprints of what this replica had recorded itself.
+	rescued map[string]bool
 }
 
 // base is what the next set is made on. That is what is in force here, but for
@@ -28,6 +33,10 @@ func (l *loop) base(ctx context.Context, history *configmap.History, set policy.
 	case l.snapshot == nil:
 		return l.restore(ctx, history)
 	case l.disagrees(history, wanted):
+		if l.rescue(history, set) {
+			return l.snapshot, nil // the writer takes that over, and then there is no disagreement
+		}
+		l.memory.adopted = history.Fingerprint() + wanted
 		return l.adopt(ctx, history)
 	}
 	overlay := l.overlay(history, set)
@@ -130,14 +139,54 @@ func (l *loop) disagrees(history *configmap.History, wanted string) bool {
 		if r.Identity != leader || r.Identity == l.identity || r.Gone {
 			continue
 		}
-		attempt := r.InForce + wanted
-		if r.Wanted != wanted || r.InForce != history.Fingerprint() || r.InForce == l.snapshot.Fingerprint() || attempt == l.memory.adopted {
-			return false
-		}
-		l.memory.adopted = attempt
-		return true
+		return r.Wanted == wanted && r.InForce == history.Fingerprint() && r.InForce != l.snapshot.Fingerprint() &&
+			r.InForce+wanted != l.memory.adopted
 	}
 	return false
+}
+
+// rescue has recorded what is in force here of held modules in a later version
+// than the writer knows, and reports whether there is such. It died with the last
+// writer, before it was recorded. Each is recorded once: if the writer cannot use
+// it, its set is taken over after all.
+func (l *loop) rescue(history *configmap.History, set policy.Set) bool {
+	later := make(map[types.NamespacedName]bool)
+	for _, s := range l.Report().Held() {
+		inForce, isInForce := l.snapshot.Module(s.ID)
+		wanted, isWanted := set[s.ID]
+		if isInForce && isWanted && inForce.Created.Equal(wanted.Created) && isLater(inForce, history) {
+			later[types.NamespacedName{Namespace: s.ID.Namespace, Name: s.ID.Name}] = true
+		}
+	}
+	rescued := false
+	for name := range later {
+		modules := l.snapshot.Modules()
+		maps.DeleteFunc(modules, func(id policy.ID, _ policy.Module) bool {
+			return id.Namespace != name.Namespace || id.Name != name.Name
+		})
+		if l.memory.rescued[modules.Fingerprint()] {
+			continue
+		}
+		if l.memory.rescued == nil {
+			l.memory.rescued = make(map[string]bool)
+		}
+		l.memory.rescued[modules.Fingerprint()] = true
+		l.log.Info("recording a good version that the writer has not seen", "configMap", name.String())
+		number := int64(1)
+		if recorded := history.Of(name); len(recorded) > 0 {
+			number = recorded[0].Number + 1
+		}
+		l.publisher.Rescue(name, number, modules)
+		rescued = true
+	}
+	return rescued
+}
+
+// isLater reports whether a module in force is a later version than the recorded
+// one.
+func isLater(inForce policy.Module, history *configmap.History) bool {
+	recorded, ok := history.InForce()[inForce.ID]
+	return !ok || inForce.ObjectVersion > recorded.ObjectVersion && inForce.Digest() != recorded.Digest()
 }
 
 // overlay is what is in force with the newer versions that were recorded of

@@ -19,8 +19,11 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/watch"
 )
 
-// firstSeed is that of the first sequence: from here on, rare cases come early.
-const firstSeed = 100
+// The seeds of the first sequences: from here on, rare cases come early.
+const (
+	firstSeed      = 580
+	firstFleetSeed = 100
+)
 
 // TestTheLoopDoesWhatTheModelSays plays sequences of edits, made up at random,
 // to the real loop and to the model, and compares them after each turn.

@@ -8,6 +8,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
@@ -74,11 +75,7 @@ func (t *term) record(ctx context.Context, name types.NamespacedName, target tar
 		return errBehind
 	}
 	next := configmap.NewRevision(t.config.Namespace, name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
-	object, err := next.Object()
-	if err != nil {
-		return err
-	}
-	_, err = t.config.Client.AppsV1().ControllerRevisions(next.Home).Create(ctx, object, metav1.CreateOptions{})
+	err := create(ctx, t.config.Client, next)
 	if apierrors.IsAlreadyExists(err) {
 		// The writer before us was faster, or somebody else has an object of this
 		// name. The next attempt takes the next number.
@@ -94,6 +91,15 @@ func (t *term) record(ctx context.Context, name types.NamespacedName, target tar
 // removeBeyond leaves so many revisions, the newest.
 func (t *term) removeBeyond(ctx context.Context, target target, limit int) error {
 	return t.removeRevisions(ctx, target.revisions[min(limit, len(target.revisions)):])
+}
+
+func create(ctx context.Context, client kubernetes.Interface, revision configmap.Revision) error {
+	object, err := revision.Object()
+	if err != nil {
+		return err
+	}
+	_, err = client.AppsV1().ControllerRevisions(revision.Home).Create(ctx, object, metav1.CreateOptions{})
+	return err
 }
 
 func (t *term) removeRevisions(ctx context.Context, revisions []configmap.Revision) error {

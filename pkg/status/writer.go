@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -64,6 +65,8 @@ const (
 	// workers write at once. The API server answers a write in about 10 ms and
 	// the client's rate limit is what bounds the writer, so a few are enough.
 	workers = 4
+	// rescueBuffer is how many rescues wait; further ones are asked for again.
+	rescueBuffer = 100
 	// tidyEvery is how often the writer looks for replicas that are gone for long.
 	tidyEvery = time.Minute
 )
@@ -89,12 +92,15 @@ type Writer struct {
 
 	mu      sync.Mutex
 	elector *leaderelection.LeaderElector // nil until Run
-	state   *State                        // nil until the first is published
-	term    *term                         // nil while another replica writes
+	rescues chan configmap.Revision
+	state   *State // nil until the first is published
+	term    *term  // nil while another replica writes
 }
 
 // NewWriter makes a Writer; Run starts it.
-func NewWriter(config WriterConfig) *Writer { return &Writer{config: config} }
+func NewWriter(config WriterConfig) *Writer {
+	return &Writer{config: config, rescues: make(chan configmap.Revision, rescueBuffer)}
+}
 
 // Publish says what became of the policies. It replaces what was published before
 // and returns at once; the writing follows.
@@ -151,10 +157,38 @@ func (w *Writer) Run(ctx context.Context, look func()) error {
 	w.mu.Lock()
 	w.elector = elector
 	w.mu.Unlock()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { w.rescue(ctx) })
 	for ctx.Err() == nil {
 		elector.Run(ctx) // until ctx ends or the Lease is lost
 	}
 	return nil
+}
+
+// Rescue records modules of a ConfigMap that are in force here in a later version
+// than the writer knows, as the revision of this number. It is the one thing that
+// a replica writes which is not the writer: the last writer has died before it
+// recorded them, and the next never saw them. It returns at once.
+func (w *Writer) Rescue(name types.NamespacedName, number int64, modules policy.Set) {
+	select {
+	case w.rescues <- configmap.NewRevision(w.config.Namespace, name.Namespace, name.Name, number, modules):
+	default:
+	}
+}
+
+func (w *Writer) rescue(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case revision := <-w.rescues:
+			if err := create(ctx, w.config.Client, revision); err != nil && ctx.Err() == nil {
+				w.config.Log.Error("a good version that only this replica knows could not be recorded",
+					"configMap", revision.Namespace+"/"+revision.Name, "error", err)
+			}
+		}
+	}
 }
 
 // lead writes until ctx ends.
