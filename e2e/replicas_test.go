@@ -453,3 +453,15 @@ func leaseWrites(t *testing.T, window time.Duration) map[string]int {
 	}
 	return counts
 }
+
+// Somebody takes all Leases away: the replica says anew what it has in force, and ok comes as before.
+func TestALeaseThatIsTakenAwayComesBack(t *testing.T) {
+	install(t)
+	create(t, policy(opa, "main", "main", entrypoint))
+	annotation(t, opa, "main", is(statusOK))
+	kubectl(t, "delete", "leases", "-n", opa, "-l", "app.kubernetes.io/component=replica")
+	create(t, policy(opa, "rules", "main", denyLabel("after")))
+	annotation(t, opa, "rules", is(statusOK))
+	create(t, policy(opa, "more", "main", denyLabel("more")))
+	annotation(t, opa, "more", is(statusOK))
+}

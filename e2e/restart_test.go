@@ -173,7 +173,7 @@ func newChaos(t *testing.T) *chaos {
 }
 
 // removeRevisions removes what earlier tests have left of policies that are gone by now.
-func removeRevisions(t *testing.T) {
+func removeRevisions(t testing.TB) {
 	t.Helper()
 	err := cluster.Client().AppsV1().ControllerRevisions(opa).DeleteCollection(t.Context(), metav1.DeleteOptions{}, ours)
 	if err != nil {

@@ -241,11 +241,11 @@ func (r *Replicas) write(ctx context.Context) error {
 	} else {
 		lease, err = leases.Update(ctx, r.filled(lease.DeepCopy(), own), metav1.UpdateOptions{})
 	}
-	if apierrors.IsNotFound(err) {
-		lease, err = leases.Create(ctx, r.filled(&coordinationv1.Lease{}, own), metav1.CreateOptions{})
-	}
 	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 		lease, err = leases.Get(ctx, r.name, metav1.GetOptions{}) // the next renewal is of that
+	}
+	if apierrors.IsNotFound(err) { // also behind a conflict: an update of a Lease that is gone counts as one
+		lease, err = leases.Create(ctx, r.filled(&coordinationv1.Lease{}, own), metav1.CreateOptions{})
 	}
 	if err != nil {
 		return fmt.Errorf("writing Lease %s/%s: %w", r.config.Namespace, r.name, err)
