@@ -17,7 +17,6 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
@@ -59,10 +58,11 @@ func TestExamples(t *testing.T) {
 // without flags.
 func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	t.Helper()
+	kinds := configmap.NewKinds("openpolicyagent.org/policy", "rego", "openpolicyagent.org/data", "opa")
 	source, err := watch.NewFiles(watch.FilesConfig{
 		Paths:      []string{folder},
 		Namespaces: []string{"opa"},
-		Selector:   labels.SelectorFromSet(labels.Set{"openpolicyagent.org/policy": "rego"}),
+		Selectors:  kinds.Selectors(),
 		Log:        slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -74,7 +74,7 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	}
 	var modules []policy.Module
 	for _, cm := range configMaps {
-		modules = append(modules, configmap.Modules(cm)...)
+		modules = append(modules, kinds.Modules(cm)...)
 	}
 	if len(modules) == 0 {
 		t.Fatal("there are no policies")

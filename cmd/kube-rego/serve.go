@@ -50,11 +50,23 @@ review. It stops on SIGTERM and SIGINT, after the requests in flight.`,
 // defaultStatusAnnotation is what every command looks at unless told otherwise.
 const defaultStatusAnnotation = "openpolicyagent.org/policy-status"
 
-// addPolicyFlags adds the flags that say what a policy is, to every command that
-// reads ConfigMaps.
-func addPolicyFlags(flags *pflag.FlagSet, label, value *string) {
-	flags.StringVar(label, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")
-	flags.StringVar(value, "policy-value", "rego", "`value` of that label")
+// addLabelFlags adds the flags that say what a policy is and what data, to every
+// command that reads ConfigMaps.
+func addLabelFlags(flags *pflag.FlagSet, policyLabel, policyValue, dataLabel, dataValue *string) {
+	flags.StringVar(policyLabel, "policy-label", "openpolicyagent.org/policy", "label `key` that makes a ConfigMap a policy")
+	flags.StringVar(policyValue, "policy-value", "rego", "`value` of that label")
+	flags.StringVar(dataLabel, "data-label", "openpolicyagent.org/data", "label `key` that makes a ConfigMap data, which policies read at data.NAMESPACE.NAME.KEY; with both labels it is data")
+	flags.StringVar(dataValue, "data-value", "opa", "`value` of that label")
+}
+
+// addReplicationFlags adds the flags that say which objects of the cluster policies
+// can read.
+func addReplicationFlags(flags *pflag.FlagSet, o *daemon.Options) {
+	flags.StringSliceVar(&o.Replicate, "replicate", nil, "replicate the objects of a `[group/]version/resource` that has namespaces, such as v1/pods or networking.k8s.io/v1/ingresses, into data.kubernetes.RESOURCE.NAMESPACE.NAME; another name or path below data.kubernetes behind =; repeatable")
+	flags.StringSliceVar(&o.ReplicateCluster, "replicate-cluster", nil, "replicate the objects of a `[group/]version/resource` without namespaces, such as v1/namespaces, into data.kubernetes.RESOURCE.NAME; repeatable")
+	flags.BoolVar(&o.ReplicateAuto, "replicate-auto", false, "replicate what policies in force read at data.kubernetes.RESOURCE; kube-rego needs the right to list and watch it, see kube-rego rbac")
+	flags.StringVar(&o.ReplicatePath, "replicate-path", "kubernetes", "`path` in data of the objects, instead of kubernetes")
+	flags.StringSliceVar(&o.ReplicateIgnoreNamespaces, "replicate-ignore-namespaces", nil, "`namespaces` whose objects are not replicated; repeatable")
 }
 
 func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
@@ -63,7 +75,10 @@ func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.StringSliceVar(&o.Namespaces, "namespaces", []string{daemon.DefaultNamespace}, "namespaces to watch for policies; * for all")
 	flags.StringSliceVar(&o.SystemNamespaces, "system-namespaces", nil, "namespaces whose policies may declare packages under system, such as the entrypoint; none: the first of --namespaces, or our own if that is *")
 	flags.StringSliceVar(&o.Manifests, "manifests", nil, "read ConfigMaps from these `files or folders` instead of a cluster, and watch them; repeatable")
-	addPolicyFlags(flags, &o.PolicyLabel, &o.PolicyValue)
+	addLabelFlags(flags, &o.PolicyLabel, &o.PolicyValue, &o.DataLabel, &o.DataValue)
+	flags.BoolVar(&o.EnablePolicies, "enable-policies", true, "look for ConfigMaps that are policies")
+	flags.BoolVar(&o.EnableData, "enable-data", true, "look for ConfigMaps that are data")
+	addReplicationFlags(flags, o)
 	flags.StringVar(&o.StatusAnnotation, "status-annotation", defaultStatusAnnotation, "annotation `key` for the status of a policy; empty: none is written")
 	flags.StringVar(&o.Entrypoint, "entrypoint", "system/main", "`path` of the decision that answers POST /")
 	flags.StringVar(&o.RegoVersion, "rego-version", "auto", "Rego version of policies that do not say it in the annotation openpolicyagent.org/rego-version: auto, v0 or v1")

@@ -76,7 +76,7 @@ func addStatusFlags(flags *pflag.FlagSet, o *overview.Options, revision *int64) 
 	flags.StringVarP(&o.Output, "output", "o", overview.Table, "`form` of the output: table or json")
 	flags.BoolVar(&o.History, "history", false, "list what was in force of the ConfigMap NAME, the newest first")
 	flags.Int64Var(revision, "revision", 0, "with --history: print the Rego of the revision of this `number`")
-	addPolicyFlags(flags, &o.PolicyLabel, &o.PolicyValue)
+	addLabelFlags(flags, &o.PolicyLabel, &o.PolicyValue, &o.DataLabel, &o.DataValue)
 	flags.StringVar(&o.StatusAnnotation, "status-annotation", defaultStatusAnnotation, "annotation `key` for the status of a policy")
 	flags.StringVar(&o.ReplicaNamespace, "kube-rego-namespace", daemon.DefaultNamespace, "`namespace` of kube-rego itself, where its revisions and Leases are")
 }

@@ -17,14 +17,22 @@ import (
 // modules are written: auto, v0 or v1.
 const RegoVersionAnnotation = "openpolicyagent.org/rego-version"
 
-// Modules are the policy modules of a ConfigMap, one for each key. A key that
-// holds no text is a module with a defect: its author labelled it a policy, so
-// it must not be passed over in silence.
-func Modules(cm *corev1.ConfigMap) []policy.Module {
-	version, defect := regoVersion(cm)
+// Modules are the modules of a ConfigMap, one for each key; none if its labels say
+// that it holds none. A key that holds no text is a module with a defect: its
+// author labelled it, so it must not be passed over in silence.
+func (k Kinds) Modules(cm *corev1.ConfigMap) []policy.Module {
+	kind, ok := k.of(cm)
+	if !ok {
+		return nil
+	}
+	var version policy.RegoVersion
+	var defect string
+	if kind == policy.Rego {
+		version, defect = regoVersion(cm)
+	}
 	modules := make([]policy.Module, 0, len(cm.Data)+len(cm.BinaryData))
 	for key, source := range cm.Data {
-		m := newModule(cm, key)
+		m := newModule(cm, key, kind)
 		m.Source, m.Version, m.Defect = source, version, defect
 		if !utf8.ValidString(source) {
 			m.Defect = fmt.Sprintf("key %q is not UTF-8 text", key)
@@ -32,15 +40,16 @@ func Modules(cm *corev1.ConfigMap) []policy.Module {
 		modules = append(modules, m)
 	}
 	for key := range cm.BinaryData {
-		m := newModule(cm, key)
-		m.Defect = fmt.Sprintf("key %q is in binaryData, where kubectl puts what is not UTF-8 text; Rego is read from data", key)
+		m := newModule(cm, key, kind)
+		m.Defect = fmt.Sprintf("key %q is in binaryData, where kubectl puts what is not UTF-8 text; only data is read", key)
 		modules = append(modules, m)
 	}
 	return modules
 }
 
-func newModule(cm *corev1.ConfigMap, key string) policy.Module {
+func newModule(cm *corev1.ConfigMap, key string, kind policy.Kind) policy.Module {
 	return policy.Module{
+		Kind:          kind,
 		ID:            policy.ID{Namespace: cm.Namespace, Name: cm.Name, Key: key},
 		Created:       cm.CreationTimestamp.Time,
 		ObjectVersion: ObjectVersion(cm),

@@ -13,10 +13,12 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
+var kinds = configmap.NewKinds("policy", "rego", "data", "opa")
+
 func TestModules(t *testing.T) {
 	created := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	const (
-		inBinaryData = ` is in binaryData, where kubectl puts what is not UTF-8 text; Rego is read from data`
+		inBinaryData = ` is in binaryData, where kubectl puts what is not UTF-8 text; only data is read`
 		badVersion   = `annotation openpolicyagent.org/rego-version: unknown Rego version "v2": want auto, v0 or v1`
 	)
 	id := func(key string) policy.ID { return policy.ID{Namespace: "opa", Name: "rules", Key: key} }
@@ -92,14 +94,16 @@ func TestModules(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cm := &corev1.ConfigMap{
-				ObjectMeta: metav1.ObjectMeta{Namespace: "opa", Name: "rules", CreationTimestamp: metav1.NewTime(created)},
+				ObjectMeta: metav1.ObjectMeta{
+					Namespace: "opa", Name: "rules", CreationTimestamp: metav1.NewTime(created), Labels: map[string]string{"policy": "rego"},
+				},
 				Data:       test.data,
 				BinaryData: test.binaryData,
 			}
 			if test.annotation != "" {
 				cm.Annotations = map[string]string{configmap.RegoVersionAnnotation: test.annotation}
 			}
-			got := configmap.Modules(cm)
+			got := kinds.Modules(cm)
 			slices.SortFunc(got, func(a, b policy.Module) int { return a.ID.Compare(b.ID) })
 			if len(got) != len(test.want) || len(got) > 0 && !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got  %+v\nwant %+v", got, test.want)

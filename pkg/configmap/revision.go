@@ -96,6 +96,7 @@ type revisionData struct {
 }
 
 type revisionModule struct {
+	Kind          policy.Kind        `json:"kind,omitempty"`
 	Source        string             `json:"source"`
 	RegoVersion   policy.RegoVersion `json:"regoVersion,omitempty"`
 	Created       metav1.Time        `json:"created"`
@@ -110,6 +111,7 @@ func (r Revision) Object() (*appsv1.ControllerRevision, error) {
 	}
 	for id, m := range r.Modules {
 		data.Modules[id.Key] = revisionModule{
+			Kind:          m.Kind,
 			Source:        m.Source,
 			RegoVersion:   m.Version,
 			Created:       metav1.NewTime(m.Created),
@@ -188,6 +190,7 @@ func ParseRevision(object *appsv1.ControllerRevision) (Revision, error) {
 		id := policy.ID{Namespace: r.Namespace, Name: r.Name, Key: key}
 		r.Modules[id] = policy.Module{
 			ID:            id,
+			Kind:          m.Kind,
 			Source:        m.Source,
 			Version:       m.RegoVersion,
 			Created:       m.Created.Time,

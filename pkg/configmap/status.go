@@ -29,9 +29,10 @@ const Pending = `{"status":"pending","message":"not yet in force on every replic
 
 // status has kube-mgmt's shape, and says beside it what is in force.
 type status struct {
-	Status  string         `json:"status"`
-	Error   *statusError   `json:"error,omitempty"`
-	InForce policy.InForce `json:"inForce,omitempty"`
+	Status   string         `json:"status"`
+	Error    *statusError   `json:"error,omitempty"`
+	InForce  policy.InForce `json:"inForce,omitempty"`
+	Warnings []moduleError  `json:"warnings,omitempty"`
 }
 
 type statusError struct {
@@ -54,18 +55,30 @@ type location struct {
 
 // Status is the text of the status annotation of a ConfigMap whose modules
 // have the given statuses: exactly {"status":"ok"} if all that it holds is in
-// force, or else each problem with its place.
-func Status(modules []policy.Status) string {
-	s := status{Status: "error", InForce: policy.Previous}
+// force and there is nothing to say about it. Or else each problem with its place,
+// or, if all is in force, each warning; those of the ConfigMap itself come last.
+func Status(modules []policy.Status, warnings ...policy.Problem) string {
+	s := status{Status: ToldError, InForce: policy.Previous}
 	var errs []moduleError
 	for _, m := range modules {
 		if m.Held() && m.InForce == policy.None {
 			s.InForce = policy.None
 		}
 		errs = append(errs, moduleErrors(m)...)
+		for _, w := range m.Warnings {
+			s.Warnings = append(s.Warnings, newModuleError(m.ID.String(), w))
+		}
 	}
-	if len(errs) == 0 {
+	for _, w := range warnings {
+		s.Warnings = append(s.Warnings, newModuleError("", w))
+	}
+	s.Warnings = s.Warnings[:min(len(s.Warnings), maxErrors)]
+	switch {
+	case len(errs) == 0 && len(s.Warnings) == 0:
 		return OK
+	case len(errs) == 0:
+		s.Status, s.InForce = ToldWarning, ""
+		return encode(s)
 	}
 	text := ""
 	for shown := min(len(errs), maxErrors); text == "" || len(text) > maxStatusBytes && shown > 0; shown-- {
@@ -86,13 +99,18 @@ func moduleErrors(m policy.Status) []moduleError {
 		if m.Deleted {
 			message = "deleting the module breaks the rest: " + message
 		}
-		errs = append(errs, moduleError{
-			Code:     shorten(p.Code),
-			Message:  shorten(message),
-			Location: location{File: m.ID.String(), Row: p.Row, Col: p.Col},
-		})
+		p.Message = message
+		errs = append(errs, newModuleError(m.ID.String(), p))
 	}
 	return errs
+}
+
+func newModuleError(module string, p policy.Problem) moduleError {
+	return moduleError{
+		Code:     shorten(p.Code),
+		Message:  shorten(p.Message),
+		Location: location{File: module, Row: p.Row, Col: p.Col},
+	}
 }
 
 // compiling is the message above all problems, in OPA's words.

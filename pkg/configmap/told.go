@@ -13,11 +13,12 @@ const (
 	ToldOK      = "ok"
 	ToldPending = "pending"
 	ToldError   = "error"
+	ToldWarning = "warning"
 )
 
 // Told is what the status annotation of a ConfigMap says.
 type Told struct {
-	// Status is ToldOK, ToldPending or ToldError.
+	// Status is one of the words above.
 	Status string
 	// InForce is what an error says is in force instead; empty if it does not,
 	// as kube-mgmt's.
@@ -27,6 +28,8 @@ type Told struct {
 	Message string
 	// Problems are in the order in which they are told.
 	Problems []ToldProblem
+	// Warnings are about what is in force as wanted.
+	Warnings []ToldProblem
 }
 
 // ToldProblem is a problem and the module that it is of.
@@ -49,6 +52,8 @@ func ParseStatus(text string) (Told, error) {
 	switch s.Status {
 	case ToldOK, ToldPending:
 		return Told{Status: s.Status, Message: s.Message}, nil
+	case ToldWarning:
+		return Told{Status: s.Status, Warnings: toldProblems(s.Warnings)}, nil
 	case ToldError:
 		return toldError(s.status)
 	}
@@ -56,7 +61,7 @@ func ParseStatus(text string) (Told, error) {
 }
 
 func toldError(s status) (Told, error) {
-	told := Told{Status: s.Status, InForce: s.InForce}
+	told := Told{Status: s.Status, InForce: s.InForce, Warnings: toldProblems(s.Warnings)}
 	switch s.InForce {
 	case policy.Previous, policy.None, "":
 	default:
@@ -66,14 +71,20 @@ func toldError(s status) (Told, error) {
 		return told, nil
 	}
 	told.Message = s.Error.Message
-	for _, e := range s.Error.Errors {
-		told.Problems = append(told.Problems, ToldProblem{
-			Module:  e.Location.File,
-			Problem: policy.Problem{Code: e.Code, Message: e.Message, Row: e.Location.Row, Col: e.Location.Col},
-		})
-	}
+	told.Problems = toldProblems(s.Error.Errors)
 	if len(told.Problems) > 0 {
 		told.Message = strings.TrimPrefix(strings.TrimPrefix(told.Message, compiling), ": ")
 	}
 	return told, nil
+}
+
+func toldProblems(errs []moduleError) []ToldProblem {
+	var problems []ToldProblem
+	for _, e := range errs {
+		problems = append(problems, ToldProblem{
+			Module:  e.Location.File,
+			Problem: policy.Problem{Code: e.Code, Message: e.Message, Row: e.Location.Row, Col: e.Location.Col},
+		})
+	}
+	return problems
 }

@@ -143,7 +143,7 @@ func (r *replica) turn() {
 	}
 	settleDown(r.fleet.T, r.loop)
 	r.fleet.tell("%s turns; in force is %s", r.identity, describe(r.snapshot.Modules()))
-	if writer := r.fleet.heard[r.fleet.leader]; !first && writer.Wanted != wantedSet(r.configMaps).Fingerprint() {
+	if writer := r.fleet.heard[r.fleet.leader]; !first && writer.Wanted != r.wantedSet(r.configMaps).Fingerprint() {
 		r.checkTurn(before)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -21,6 +22,7 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
+	"github.com/kube-rego/kube-rego/pkg/replication"
 	"github.com/kube-rego/kube-rego/pkg/server"
 	"github.com/kube-rego/kube-rego/pkg/status"
 	"github.com/kube-rego/kube-rego/pkg/watch"
@@ -57,6 +59,7 @@ type daemon struct {
 	cluster     *cluster // nil with --manifests, like the next two
 	writer      *status.Writer
 	replicas    *status.Replicas
+	replicator  *replication.Replicator // nil where nothing is replicated
 	certificate *certificate
 }
 
@@ -65,6 +68,7 @@ type cluster struct {
 	client    kubernetes.Interface
 	events    kubernetes.Interface // at a rate of its own
 	metadata  metadata.Interface
+	dynamic   dynamic.Interface
 	namespace string
 }
 
@@ -78,6 +82,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
 		Builtins:         d.options.Builtins,
 		SystemNamespaces: d.systemNamespaces(),
+		Replicated:       d.options.engineReplicated(),
 	})
 	if err != nil {
 		return err
@@ -88,6 +93,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 	}
 	d.loop = &loop{
 		source:     source,
+		kinds:      d.options.kinds(),
 		entrypoint: d.options.Entrypoint,
 		compiler:   compiler,
 		engine:     opa,
@@ -99,6 +105,32 @@ func (d *daemon) prepare(ctx context.Context) error {
 	if d.cluster != nil {
 		d.prepareStatus()
 	}
+	if d.options.engineReplicated().Path != nil {
+		return d.prepareReplication()
+	}
+	return nil
+}
+
+// prepareReplication makes what puts objects of the cluster into data.
+func (d *daemon) prepareReplication() error {
+	resources, err := d.options.replicated()
+	if err != nil {
+		return err
+	}
+	path, err := replication.ParsePath(d.options.ReplicatePath)
+	if err != nil {
+		return err
+	}
+	d.replicator = replication.New(replication.Config{
+		Client:           d.cluster.dynamic,
+		Discovery:        d.cluster.client.Discovery(),
+		Resources:        resources,
+		Path:             path,
+		IgnoreNamespaces: d.options.ReplicateIgnoreNamespaces,
+		Data:             d.loop.engine,
+		Log:              d.log,
+	})
+	d.loop.replication = d.replicator
 	return nil
 }
 
@@ -118,7 +150,7 @@ func (d *daemon) prepareStatus() {
 		Events:     d.cluster.events,
 		Annotation: d.options.StatusAnnotation,
 		Namespaces: d.options.namespaces(),
-		Selector:   d.options.selector(),
+		Kinds:      d.options.kinds(),
 		Namespace:  d.cluster.namespace,
 		Identity:   name,
 		Replicas:   d.replicas,
@@ -157,7 +189,7 @@ func (d *daemon) source() (Source, error) {
 		return watch.NewFiles(watch.FilesConfig{
 			Paths:      o.Manifests,
 			Namespaces: o.namespaces(),
-			Selector:   o.selector(),
+			Selectors:  o.kinds().Selectors(),
 			Log:        d.log,
 		})
 	}
@@ -169,7 +201,7 @@ func (d *daemon) source() (Source, error) {
 		Client:     d.cluster.client,
 		Namespaces: o.namespaces(),
 		Home:       d.cluster.namespace,
-		Selector:   o.selector().String(),
+		Selectors:  o.kinds().Selectors(),
 		Log:        d.log,
 	}), nil
 }
@@ -200,6 +232,9 @@ func connect(kubeconfig string) (*cluster, error) {
 	}
 	if c.metadata, err = metadata.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("making a client for metadata: %w", err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
+		return nil, fmt.Errorf("making a client for objects of any kind: %w", err)
 	}
 	config.QPS, config.Burst = eventQPS, eventBurst
 	if c.events, err = kubernetes.NewForConfig(config); err != nil {
@@ -237,6 +272,9 @@ func (d *daemon) run(ctx context.Context) error {
 	if d.cluster != nil {
 		group.Go(func() error { return d.writer.Run(ctx, d.loop.look) })
 		group.Go(func() error { return d.replicas.Run(ctx, d.loop.look) })
+	}
+	if d.replicator != nil {
+		group.Go(func() error { return d.replicator.Run(ctx, d.loop.look) })
 	}
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -284,6 +322,14 @@ func (d diagnosis) Replicas() []server.Replica {
 		})
 	}
 	return shown
+}
+
+// Resources are what is replicated.
+func (d diagnosis) Resources() []policy.Resource {
+	if d.replication == nil {
+		return nil
+	}
+	return d.replication.Resources()
 }
 
 // Ready is nil while new requests are welcome.

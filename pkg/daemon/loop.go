@@ -1,10 +1,12 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -49,6 +51,18 @@ type Replicas interface {
 	List() []policy.Replica
 }
 
+// Replication puts objects of the cluster into data.
+type Replication interface {
+	// Want says which resources policies read, by name.
+	Want(names []string)
+	// Waiting is nil once all that is wanted is loaded, or it is known why it is not.
+	Waiting() error
+	// Unavailable are the resources that are not loaded.
+	Unavailable() policy.Unavailable
+	// Resources are all that are wanted.
+	Resources() []policy.Resource
+}
+
 // Recorder keeps count of what became of the modules.
 type Recorder interface {
 	Reported(report policy.Report)
@@ -62,20 +76,24 @@ const stuckAfter = 30 * time.Minute
 // into force and passes on what became of it. All that it does starts from the
 // objects as they are now, so any number of events may be answered by one turn.
 type loop struct {
-	source     Source
-	entrypoint string
-	compiler   *engine.Compiler
-	engine     *engine.Engine
-	publisher  Publisher // nil where there is nobody to tell
-	replicas   Replicas  // nil where there are no others
-	identity   string    // ours
-	recorder   Recorder
-	log        *slog.Logger
+	source      Source
+	kinds       configmap.Kinds
+	entrypoint  string
+	compiler    *engine.Compiler
+	engine      *engine.Engine
+	replication Replication // nil where nothing is replicated
+	publisher   Publisher   // nil where there is nobody to tell
+	replicas    Replicas    // nil where there are no others
+	identity    string      // ours
+	recorder    Recorder
+	log         *slog.Logger
 
-	trigger  chan struct{}    // one slot: "look again"
-	snapshot *engine.Snapshot // in force; nil until the first is
-	wanted   string           // fingerprint of the set last compiled
-	memory   memory
+	trigger     chan struct{}      // one slot: "look again"
+	snapshot    *engine.Snapshot   // in force; nil until the first is
+	wanted      string             // fingerprint of the set last compiled
+	unavailable policy.Unavailable // of what policies read
+	compiled    policy.Unavailable // that of the set last compiled
+	memory      memory
 
 	mu sync.Mutex
 	state
@@ -141,13 +159,17 @@ func (l *loop) turn(ctx context.Context) error {
 	if !ok {
 		return nil // what is in force stays
 	}
-	set := wantedSet(configMaps)
+	set := l.wantedSet(configMaps)
 	wanted := set.Fingerprint()
+	if !l.replicate(history, set) {
+		return nil
+	}
 	base, err := l.base(ctx, history, set, wanted)
 	if err != nil {
 		return err
 	}
-	if wanted != l.wanted || base != l.snapshot {
+	if wanted != l.wanted || base != l.snapshot || !maps.Equal(l.unavailable, l.compiled) {
+		l.compiled = l.unavailable
 		tell := func() { l.publish(configMaps, history, set, wanted) }
 		if err := l.enforce(ctx, base, set, wanted, tell); err != nil {
 			return err
@@ -173,6 +195,41 @@ func (l *loop) objects() ([]*corev1.ConfigMap, *configmap.History, bool) {
 	return configMaps, history, err == nil || configMaps != nil
 }
 
+// replicate has replicated what policies read, and takes note of what of it is not
+// available. It is false as long as no decision should be made: at the start, until
+// all that can be loaded is, and all that the last set in force reads.
+func (l *loop) replicate(history *configmap.History, set policy.Set) bool {
+	if l.replication == nil {
+		return true
+	}
+	names := l.compiler.Reads(l.snapshot, set)
+	l.replication.Want(names)
+	unavailable := l.replication.Unavailable()
+	maps.DeleteFunc(unavailable, func(name string, _ policy.Resource) bool { return !slices.Contains(names, name) })
+	if l.snapshot == nil {
+		err := cmp.Or(l.replication.Waiting(), l.lacking(history, set, unavailable))
+		if err != nil {
+			l.update(func(s *state) { s.waiting = fmt.Errorf("waiting for replicated objects: %w", err) })
+			return false
+		}
+	}
+	l.unavailable = unavailable
+	return true
+}
+
+// lacking is what the set that was in force last reads, is still wanted, and cannot be
+// known: to go on without it would turn yes into no, or no into yes.
+func (l *loop) lacking(history *configmap.History, set policy.Set, unavailable policy.Unavailable) error {
+	last := maps.Clone(history.InForce())
+	maps.DeleteFunc(last, func(id policy.ID, m policy.Module) bool { return set[id].Digest() != m.Digest() })
+	for _, name := range l.compiler.Reads(nil, last) {
+		if r, ok := unavailable[name]; ok && r.State == policy.ResourceFailed {
+			return fmt.Errorf("%s: %s", r.Path, r.Reason)
+		}
+	}
+	return nil
+}
+
 // publish tells other replicas and the authors what is in force.
 func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History, set policy.Set, wanted string) {
 	if l.replicas != nil {
@@ -188,10 +245,10 @@ func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.Histor
 	}
 }
 
-func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
+func (l *loop) wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 	set := make(policy.Set, len(configMaps))
 	for _, cm := range configMaps {
-		for _, m := range configmap.Modules(cm) {
+		for _, m := range l.kinds.Modules(cm) {
 			set[m.ID] = m
 		}
 	}
@@ -203,6 +260,7 @@ func wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 // together, since there is nothing yet that could stay in force.
 func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Set, wanted string, tell func()) error {
 	first, start := l.snapshot == nil, time.Now()
+	l.compiler.SetUnavailable(l.unavailable)
 	fresh, err := l.compile(ctx, func() compiled {
 		c := newCompiled(l.compiler.Compile(base, set))
 		if first {
@@ -256,7 +314,7 @@ func (l *loop) overtaken() bool {
 		return false
 	}
 	configMaps, err := l.source.ConfigMaps()
-	return err == nil && wantedSet(configMaps).Fingerprint() != l.wanted
+	return err == nil && l.wantedSet(configMaps).Fingerprint() != l.wanted
 }
 
 // compiled is what the engine made of a set.
@@ -314,9 +372,10 @@ func (l *loop) tell(ctx context.Context, before, after policy.Report) {
 	}
 	for _, s := range after.Modules {
 		switch {
+		case s.Pending():
 		case s.Held() && !slices.Equal(s.Problems, was[s.ID].Problems):
 			l.tellHeld(ctx, s)
-		case !s.Held() && was[s.ID].Held():
+		case !s.Held() && was[s.ID].Held() && !was[s.ID].Pending():
 			l.log.Info("module in force again", "module", s.ID.String())
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/rego"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/watch"
@@ -278,6 +279,8 @@ type noRecorder struct{}
 
 func (noRecorder) Reported(policy.Report) {}
 
+var testKinds = configmap.NewKinds(policyLabel, "rego", "openpolicyagent.org/data", "opa")
+
 // newTestLoop is a process that starts: nothing is in force.
 func newTestLoop(t *testing.T, source Source) *loop {
 	t.Helper()
@@ -292,6 +295,7 @@ func newTestLoop(t *testing.T, source Source) *loop {
 	t.Cleanup(func() { opa.Stop(context.WithoutCancel(t.Context())) })
 	return &loop{
 		source:     source,
+		kinds:      testKinds,
 		entrypoint: "system/main",
 		compiler:   compiler,
 		engine:     opa,

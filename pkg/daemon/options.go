@@ -12,8 +12,10 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
+	"github.com/kube-rego/kube-rego/pkg/replication"
 )
 
 // AllNamespaces in Options.Namespaces stands for every namespace.
@@ -38,6 +40,19 @@ type Options struct {
 	// PolicyLabel and PolicyValue are the label that makes a ConfigMap a
 	// policy.
 	PolicyLabel, PolicyValue string
+	// DataLabel and DataValue are the label that makes a ConfigMap data.
+	DataLabel, DataValue string
+	// EnablePolicies and EnableData say which of the two are looked for.
+	EnablePolicies, EnableData bool
+	// Replicate and ReplicateCluster are resources to replicate into data, the ones
+	// with objects in namespaces, the others with objects of the whole cluster.
+	Replicate, ReplicateCluster []string
+	// ReplicateAuto replicates what policies read below ReplicatePath, too.
+	ReplicateAuto bool
+	// ReplicatePath is where in data they are.
+	ReplicatePath string
+	// ReplicateIgnoreNamespaces are namespaces whose objects stay out.
+	ReplicateIgnoreNamespaces []string
 	// StatusAnnotation is the key of the status; empty: none is written.
 	StatusAnnotation string
 
@@ -62,6 +77,8 @@ type Options struct {
 func (o Options) Validate() error {
 	return errors.Join(
 		o.validateSource(),
+		o.validateLabels(),
+		o.validateReplication(),
 		o.validateListeners(),
 		o.validatePolicies(),
 	)
@@ -85,12 +102,6 @@ func (o Options) validateSource() error {
 			errs = append(errs, fmt.Errorf("--system-namespaces: %q: %s", namespace, short(problems)))
 		}
 	}
-	if problems := validation.IsQualifiedName(o.PolicyLabel); len(problems) > 0 {
-		errs = append(errs, fmt.Errorf("--policy-label: %q: %s", o.PolicyLabel, short(problems)))
-	}
-	if problems := validation.IsValidLabelValue(o.PolicyValue); len(problems) > 0 {
-		errs = append(errs, fmt.Errorf("--policy-value: %q: %s", o.PolicyValue, short(problems)))
-	}
 	if problems := validation.IsQualifiedName(o.StatusAnnotation); o.StatusAnnotation != "" && len(problems) > 0 {
 		errs = append(errs, fmt.Errorf("--status-annotation: %q: %s", o.StatusAnnotation, short(problems)))
 	}
@@ -101,6 +112,81 @@ func (o Options) validateSource() error {
 		errs = append(errs, errors.New("--manifests reads files instead of a cluster: --kubeconfig has no use beside it"))
 	}
 	return errors.Join(errs...)
+}
+
+func (o Options) validateLabels() error {
+	var errs []error
+	for _, l := range []struct{ kind, label, value string }{
+		{"policy", o.PolicyLabel, o.PolicyValue}, {"data", o.DataLabel, o.DataValue},
+	} {
+		if problems := validation.IsQualifiedName(l.label); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--%s-label: %q: %s", l.kind, l.label, short(problems)))
+		}
+		if problems := validation.IsValidLabelValue(l.value); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--%s-value: %q: %s", l.kind, l.value, short(problems)))
+		}
+	}
+	switch {
+	case !o.EnablePolicies && !o.EnableData:
+		errs = append(errs, errors.New("--enable-policies=false and --enable-data=false leave nothing to do"))
+	case o.EnablePolicies && o.EnableData && o.PolicyLabel == o.DataLabel && o.PolicyValue == o.DataValue:
+		errs = append(errs, errors.New("--policy-label and --data-label: a label with one value cannot stand for both"))
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) validateReplication() error {
+	resources, err := o.replicated()
+	errs := []error{err, replication.CheckPaths(resources)}
+	if (o.ReplicateAuto || len(resources) > 0) && len(o.Manifests) > 0 {
+		errs = append(errs, errors.New("--replicate, --replicate-cluster and --replicate-auto need a cluster: they have no use beside --manifests"))
+	}
+	for _, namespace := range o.ReplicateIgnoreNamespaces {
+		if problems := validation.IsDNS1123Label(namespace); len(problems) > 0 {
+			errs = append(errs, fmt.Errorf("--replicate-ignore-namespaces: %q: %s", namespace, short(problems)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// replicated are the resources that flags name.
+func (o Options) replicated() ([]replication.Resource, error) {
+	path, err := replication.ParsePath(o.ReplicatePath)
+	if err != nil {
+		return nil, fmt.Errorf("--replicate-path: %w", err)
+	}
+	var all []replication.Resource
+	var errs []error
+	for _, f := range []struct {
+		flag       string
+		texts      []string
+		namespaced bool
+	}{{"--replicate", o.Replicate, true}, {"--replicate-cluster", o.ReplicateCluster, false}} {
+		for _, text := range f.texts {
+			resource, err := replication.ParseResource(text, f.namespaced, path)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", f.flag, err))
+				continue
+			}
+			all = append(all, resource)
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+// engineReplicated is what the engine knows of replication; nothing where there is
+// none.
+func (o Options) engineReplicated() engine.Replicated {
+	resources, errResources := o.replicated()
+	path, errPath := replication.ParsePath(o.ReplicatePath)
+	if errResources != nil || errPath != nil || len(resources) == 0 && !o.ReplicateAuto {
+		return engine.Replicated{}
+	}
+	r := engine.Replicated{Path: path, Auto: o.ReplicateAuto}
+	for _, resource := range resources {
+		r.Resources = append(r.Resources, resource.Path)
+	}
+	return r
 }
 
 func (o Options) validateListeners() error {
@@ -161,9 +247,16 @@ func (o Options) namespaces() []string {
 	return once
 }
 
-// selector picks the ConfigMaps that are policies.
-func (o Options) selector() labels.Selector {
-	return labels.SelectorFromSet(labels.Set{o.PolicyLabel: o.PolicyValue})
+// kinds are the labels of ConfigMaps that hold policies and data.
+func (o Options) kinds() configmap.Kinds {
+	kinds := configmap.NewKinds(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue)
+	if !o.EnablePolicies {
+		kinds.Policy = labels.Nothing()
+	}
+	if !o.EnableData {
+		kinds.Data = labels.Nothing()
+	}
+	return kinds
 }
 
 // short is the first of apimachinery's problems without its examples.

@@ -13,6 +13,11 @@ func defaults() daemon.Options {
 		Namespaces:       []string{"opa"},
 		PolicyLabel:      "openpolicyagent.org/policy",
 		PolicyValue:      "rego",
+		DataLabel:        "openpolicyagent.org/data",
+		DataValue:        "opa",
+		EnablePolicies:   true,
+		EnableData:       true,
+		ReplicatePath:    "kubernetes",
 		StatusAnnotation: "openpolicyagent.org/policy-status",
 		Addr:             ":8443",
 		DiagnosticAddr:   "127.0.0.1:8282",
@@ -123,7 +128,7 @@ func TestOptionsValidate(t *testing.T) {
 			name:   "no option at all: every error is told",
 			change: func(o *daemon.Options) { *o = daemon.Options{} },
 			want: []string{
-				"--namespaces: ", `--policy-label: "": `, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--entrypoint: "" is not`, `--rego-version: `,
+				"--namespaces: ", `--policy-label: "": `, `--data-label: "": `, "--enable-policies=false and", `--replicate-path: "" is not`, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--entrypoint: "" is not`, `--rego-version: `,
 			},
 		},
 	} {

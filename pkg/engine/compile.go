@@ -14,6 +14,7 @@ import (
 // with a whole snapshot, and the next set is another one.
 type Snapshot struct {
 	compiler    *ast.Compiler
+	data        *branch // of the modules that are data
 	modules     map[policy.ID]*module
 	fingerprint string
 	held        map[policy.ID]verdict // of the set that it was made for
@@ -38,6 +39,7 @@ func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module) *Snapsho
 	}
 	return &Snapshot{
 		compiler:    compiler,
+		data:        dataOf(modules),
 		modules:     modules,
 		fingerprint: set.Fingerprint(),
 		held:        make(map[policy.ID]verdict),
@@ -71,13 +73,16 @@ type Config struct {
 	// SystemNamespaces are those whose modules may declare packages under
 	// system: the entrypoint, and what OPA itself asks for.
 	SystemNamespaces []string
+	// Replicated says where objects of the cluster are in data.
+	Replicated Replicated
 }
 
 // Compiler makes snapshots. It keeps what it parsed; it is not safe for use
 // by several goroutines.
 type Compiler struct {
-	parser parser
-	trials int // maxTrials; fewer in tests
+	parser      parser
+	trials      int // maxTrials; fewer in tests
+	unavailable policy.Unavailable
 }
 
 // NewCompiler makes a compiler for modules that may call the built-ins of this
@@ -93,6 +98,7 @@ func NewCompiler(config Config) (*Compiler, error) {
 			off:          off,
 			version:      config.RegoVersion,
 			trusted:      config.SystemNamespaces,
+			replicated:   config.Replicated,
 		},
 		trials: maxTrials,
 	}, nil
@@ -100,8 +106,13 @@ func NewCompiler(config Config) (*Compiler, error) {
 
 // Empty is the snapshot of a set without modules.
 func (c *Compiler) Empty() *Snapshot {
-	return newSnapshot(compile(c.parser.capabilities, nil).compiler, nil)
+	return newSnapshot(c.parser.compile(nil).compiler, nil)
 }
+
+// SetUnavailable says of which resources it is not known what there is, until the
+// next call. A change that comes to read them is held; what reads them and is in
+// force stays, with a warning.
+func (c *Compiler) SetUnavailable(unavailable policy.Unavailable) { c.unavailable = unavailable }
 
 // Compile brings as much of the wanted set into a new snapshot as compiles.
 // A change since the previous snapshot that does not is held: of its module
@@ -141,12 +152,13 @@ func (c *Compiler) settle(
 ) (*Snapshot, policy.Report) {
 	parsed := c.parser.parse(wanted)
 	s := &settlement{
-		parser: &c.parser,
-		trials: c.trials,
-		base:   previous.modules,
-		held:   make(map[policy.ID][]policy.Problem),
+		parser:   &c.parser,
+		trials:   c.trials,
+		base:     previous.modules,
+		held:     make(map[policy.ID][]policy.Problem),
+		warnings: make(map[policy.ID][]policy.Problem),
 	}
-	changes := s.changes(parsed)
+	changes := s.changes(parsed, c.unavailable)
 	compiler := bring(s, previous.compiler, changes)
 	snapshot := newSnapshot(compiler, renew(s.base, parsed))
 	for _, ch := range changes {
@@ -154,7 +166,7 @@ func (c *Compiler) settle(
 			snapshot.held[ch.id] = verdict{digest: ch.digest(), problems: problems}
 		}
 	}
-	return snapshot, report(snapshot, parsed, s.held)
+	return snapshot, report(snapshot, parsed, s)
 }
 
 // renew takes over the modules that are in force as they are wanted, so that
@@ -172,11 +184,21 @@ func renew(inForce, wanted map[policy.ID]*module) map[policy.ID]*module {
 
 // report tells of each wanted module, and of each deleted one that is held,
 // what is in force.
-func report(snapshot *Snapshot, wanted map[policy.ID]*module, held map[policy.ID][]policy.Problem) policy.Report {
+func report(snapshot *Snapshot, wanted map[policy.ID]*module, s *settlement) policy.Report {
 	report := policy.Report{Fingerprint: snapshot.fingerprint}
 	for _, id := range sortedIDs(union(snapshot.modules, wanted)) {
-		_, isWanted := wanted[id]
-		status := policy.Status{ID: id, Problems: inSource(held[id], wanted[id]), Deleted: !isWanted, InForce: policy.None}
+		m, isWanted := wanted[id]
+		if !isWanted {
+			m = snapshot.modules[id]
+		}
+		status := policy.Status{
+			ID:       id,
+			Kind:     m.Kind,
+			Problems: inSource(s.held[id], wanted[id]),
+			Warnings: inSource(s.warnings[id], wanted[id]),
+			Deleted:  !isWanted,
+			InForce:  policy.None,
+		}
 		if m, ok := snapshot.modules[id]; ok {
 			status.Version, status.InForce = m.version, policy.Current
 			if status.Held() {
@@ -231,8 +253,11 @@ func (r result) errors() ast.Errors { return r.compiler.Errors }
 func (r result) ok() bool           { return !r.compiler.Failed() }
 
 // compile compiles modules as one set.
-func compile(capabilities *ast.Capabilities, modules map[policy.ID]*module) result {
-	compiler := newCompiler(capabilities)
+func (p *parser) compile(modules map[policy.ID]*module) result {
+	data := dataOf(modules)
+	compiler := newCompiler(p.capabilities).WithPathConflictsCheck(func(path []string) (bool, error) {
+		return covers(data, path) || p.replicated.covers(path), nil
+	})
 	clash := false
 	for stage, before := range map[ast.StageID]ast.StageID{
 		ast.StageSetAnnotationSet:   ast.StageParseMetadataBlocks,

@@ -22,22 +22,28 @@ import (
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/sdk"
 	"github.com/open-policy-agent/opa/v1/storage"
-	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	"github.com/open-policy-agent/opa/v1/version"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
-// Engine is an in-process OPA that enforces one snapshot at a time. It may be
-// used by several goroutines.
+// Engine is an in-process OPA that enforces one snapshot at a time, over the data
+// of that snapshot and that of the cluster. It may be used by several goroutines.
 type Engine struct {
-	opa      *sdk.OPA
-	manager  *plugins.Manager
-	enforced atomic.Pointer[enforced]
-	// data is what policies read as data: nothing yet. Decisions do not read the
-	// manager's store, since its commits wait for the slowest decision and keep
-	// all others waiting meanwhile.
-	data storage.Store
+	opa     *sdk.OPA
+	manager *plugins.Manager
+	terms   terms
+
+	mu         sync.Mutex // serialises changes of what follows; decisions do not take it
+	snapshot   *Snapshot
+	replicated *branch
+	current    atomic.Pointer[state]
+}
+
+// state is all that a decision sees: a snapshot in force, and all data.
+type state struct {
+	*enforced
+	data *branch
 }
 
 // enforced is a snapshot in force, with the queries that were prepared for it.
@@ -50,9 +56,7 @@ type enforced struct {
 
 // New starts an OPA without policies. It runs until Stop.
 func New(ctx context.Context) (*Engine, error) {
-	e := &Engine{data: inmem.NewWithOpts(
-		inmem.OptReturnASTValuesOnRead(true), // saves a conversion on every read of data
-	)}
+	e := &Engine{replicated: newBranch(0)}
 	var err error
 	e.opa, err = sdk.New(ctx, sdk.Options{
 		Logger:        logging.NewNoOpLogger(),
@@ -83,8 +87,27 @@ func (e *Engine) Activate(ctx context.Context, snapshot *Snapshot) error {
 	if err := storage.Txn(ctx, e.manager.Store, params, nothing); err != nil {
 		return fmt.Errorf("activating policy set %s: %w", snapshot.fingerprint, err)
 	}
-	e.enforced.Store(&enforced{compiler: snapshot.compiler, queries: make(map[string]*rego.PreparedEvalQuery)})
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.snapshot = snapshot
+	e.current.Store(&state{
+		enforced: &enforced{compiler: snapshot.compiler, queries: make(map[string]*rego.PreparedEvalQuery)},
+		data:     merge(snapshot.data, e.replicated),
+	})
 	return nil
+}
+
+// Apply changes the data of the cluster, all of the changes at once and in their
+// order. Decisions neither wait for it nor keep it waiting.
+func (e *Engine) Apply(changes ...Change) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	edit := newEdit(e.replicated)
+	edit.apply(changes)
+	e.replicated = edit.root
+	if now := e.current.Load(); now != nil {
+		e.current.Store(&state{enforced: now.enforced, data: merge(e.snapshot.data, e.replicated)})
+	}
 }
 
 // Decide asks for the decision at path, as CheckPath takes it, with input: what
@@ -109,24 +132,24 @@ func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Dec
 }
 
 func (e *Engine) evaluate(ctx context.Context, path string, input any) (any, error) {
-	enforced := e.enforced.Load() // one snapshot, from here to the answer
-	if enforced == nil {
+	now := e.current.Load() // one snapshot and one state of the data, from here to the answer
+	if now == nil {
 		return nil, fmt.Errorf("%w: no policy set is in force", policy.ErrUndefined)
 	}
 	value, err := ast.InterfaceToValue(input)
 	if err != nil {
 		return nil, err
 	}
-	query, err := e.prepare(ctx, enforced, path)
+	query, err := e.prepare(ctx, now.enforced, path)
 	if err != nil {
 		return nil, err
 	}
-	results, err := query.Eval(ctx, rego.EvalParsedInput(value))
+	results, err := query.Eval(ctx, rego.EvalParsedInput(value), rego.EvalTransaction(transaction{now.data}))
 	switch {
 	case err != nil:
 		return nil, err
 	case len(results) == 0:
-		return nil, undefined(enforced.compiler, path)
+		return nil, undefined(now.compiler, path)
 	}
 	return results[0].Expressions[0].Value, nil
 }
@@ -140,7 +163,7 @@ func (e *Engine) prepare(ctx context.Context, enforced *enforced, path string) (
 	query, err := rego.New(
 		rego.Query(reference(path).String()),
 		rego.Compiler(enforced.compiler),
-		rego.Store(e.data),
+		rego.Store(store{root: func() *branch { return e.current.Load().data }}),
 		rego.Runtime(e.manager.Info),
 	).PrepareForEval(ctx)
 	if err != nil {

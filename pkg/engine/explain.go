@@ -21,7 +21,7 @@ const (
 // it stops at the first of its stages that fails. Without the rules that are
 // known to be wrong it goes on.
 func (s *settlement) explain(changes []change, interrupted func() bool) {
-	held := slices.DeleteFunc(s.heldOf(changes), func(c change) bool { return c.to == nil })
+	held := slices.DeleteFunc(s.heldOf(changes), func(c change) bool { return c.to == nil || c.to.ast == nil })
 	if len(held) > maxExplained {
 		return
 	}
@@ -50,7 +50,7 @@ func (s *settlement) further(c change) []policy.Problem {
 	}
 	part := *c.to
 	part.ast = rest
-	tried := compile(s.parser.capabilities, apply(s.base, []change{{id: c.id, from: c.from, to: &part}}))
+	tried := s.parser.compile(apply(s.base, []change{{id: c.id, from: c.from, to: &part}}))
 	if tried.clash {
 		return nil // whose it is would have to be found out
 	}

@@ -22,6 +22,9 @@ func gather(modules map[policy.ID]*module) map[string]*ast.Module {
 	names := make(map[string]string) // of the gathered module, by groupKey
 	for _, id := range sortedIDs(modules) {
 		tree := modules[id].ast
+		if tree == nil {
+			continue // data
+		}
 		if len(tree.Annotations) > 0 {
 			gathered[id.String()] = tree
 			continue

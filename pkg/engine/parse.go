@@ -19,7 +19,9 @@ import (
 type module struct {
 	policy.Module
 	digest   [sha256.Size]byte
-	ast      *ast.Module
+	ast      *ast.Module // of Rego
+	data     *ast.Term   // of data
+	reads    []read
 	version  policy.RegoVersion
 	problems []policy.Problem
 }
@@ -31,6 +33,7 @@ type parser struct {
 	off          []string
 	version      policy.RegoVersion
 	trusted      []string // namespaces that may declare packages under system
+	replicated   Replicated
 	cache        map[[sha256.Size]byte]*module
 }
 
@@ -58,6 +61,10 @@ func (p *parser) parseModule(m policy.Module) *module {
 		parsed.problems = []policy.Problem{{Code: policy.CodeDefect, Message: m.Defect}}
 		return parsed
 	}
+	if m.Kind == policy.Data {
+		p.parseData(parsed)
+		return parsed
+	}
 	version := m.Version
 	if version == "" {
 		version = p.version
@@ -73,7 +80,50 @@ func (p *parser) parseModule(m policy.Module) *module {
 	if len(parsed.problems) == 0 {
 		parsed.ast = tree
 	}
+	if parsed.ast != nil && p.replicated.Auto {
+		parsed.reads = reads(tree, p.replicated.Path)
+	}
 	return parsed
+}
+
+func (p *parser) parseData(m *module) {
+	if problem := p.refuseData(m.ID); problem != nil {
+		m.problems = []policy.Problem{*problem}
+		return
+	}
+	term, problem := parseData(m.Source)
+	if problem != nil {
+		m.problems = []policy.Problem{*problem}
+		return
+	}
+	m.data = term
+}
+
+// path is where a module that is data stands in data.
+func path(id policy.ID) []string { return []string{id.Namespace, id.Name, id.Key} }
+
+// refuseData gives the reason why there may be no data at the path of a module.
+func (p *parser) refuseData(id policy.ID) *policy.Problem {
+	switch {
+	case id.Namespace == systemPackage && !slices.Contains(p.trusted, id.Namespace):
+		return &policy.Problem{Code: policy.CodeUnauthorized, Message: "the data of namespace system would be data.system, " +
+			"which decides for the whole cluster; --system-namespaces says who may have a part in it"}
+	case p.replicated.reserves(path(id)):
+		return &policy.Problem{Code: policy.CodeDefect, Message: fmt.Sprintf("data.%s.%s.%s is where objects of the cluster are replicated: "+
+			"another name, or another --replicate-path, keeps them apart", id.Namespace, id.Name, id.Key)}
+	}
+	return nil
+}
+
+// dataOf is the data of modules.
+func dataOf(modules map[policy.ID]*module) *branch {
+	e := newEdit(newBranch(0))
+	for id, m := range modules {
+		if m.data != nil {
+			e.set(path(id), document{m.data})
+		}
+	}
+	return e.root
 }
 
 // of is the parsed module as a module of the same content, whose object may be
@@ -248,5 +298,9 @@ func firstRow(err error) int {
 
 // byPlace orders problems by row and column.
 func byPlace(a, b policy.Problem) int {
-	return cmp.Or(cmp.Compare(a.Row, b.Row), cmp.Compare(a.Col, b.Col))
+	return byPlaceOf(a.Row, a.Col, b.Row, b.Col)
+}
+
+func byPlaceOf(rowA, colA, rowB, colB int) int {
+	return cmp.Or(cmp.Compare(rowA, rowB), cmp.Compare(colA, colB))
 }

@@ -53,6 +53,8 @@ type settlement struct {
 	trials int // compilations that are left for finding culprits
 	base   map[policy.ID]*module
 	held   map[policy.ID][]policy.Problem
+	// warnings are of modules that did not change.
+	warnings map[policy.ID][]policy.Problem
 }
 
 // maxTrials bounds the compilations for finding culprits in one set: about a
@@ -62,14 +64,23 @@ const maxTrials = 1000
 
 // changes are the differences between the base and the parsed modules, oldest
 // first; a module that did not parse is held at once.
-func (s *settlement) changes(parsed map[policy.ID]*module) []change {
+//
+// So is one that reads what is not available: it would find nothing where there may
+// be something. One that is in force already stays.
+func (s *settlement) changes(parsed map[policy.ID]*module, unavailable policy.Unavailable) []change {
+	own := defined(parsed, s.parser.replicated.Path)
 	var changes []change
 	for id, m := range parsed {
 		from := s.base[id]
+		missing := m.missing(unavailable, own)
 		switch {
 		case len(m.problems) > 0:
 			s.held[id] = m.problems
-		case from == nil || from.digest != m.digest:
+		case from != nil && from.digest == m.digest:
+			s.warnings[id] = slices.DeleteFunc(missing, func(p policy.Problem) bool { return p.Code == policy.CodePending })
+		case len(missing) > 0:
+			s.held[id] = missing
+		default:
 			changes = append(changes, change{id: id, from: from, to: m})
 		}
 	}
@@ -160,7 +171,7 @@ func (s *settlement) holdCulprit(r result, changes []change) {
 	good, bad := 0, len(changes) // the base alone is good
 	for bad-good > 1 {
 		middle := (good + bad) / 2
-		tried := compile(s.parser.capabilities, apply(s.base, changes[:middle]))
+		tried := s.parser.compile(apply(s.base, changes[:middle]))
 		s.trials--
 		if breaksOthers(tried, changes) {
 			bad, r = middle, tried
@@ -187,7 +198,7 @@ func (s *settlement) giveUp(changes []change) {
 // try compiles the base with the changes, and makes that the base if it does.
 func (s *settlement) try(changes []change) (_ result, ok bool) {
 	modules := apply(s.base, changes)
-	result := compile(s.parser.capabilities, modules)
+	result := s.parser.compile(modules)
 	if !result.ok() {
 		return result, false
 	}
@@ -234,7 +245,7 @@ func (s *settlement) blame(r result, culprit change, changes []change) []policy.
 		problem := s.parser.problem(e)
 		switch {
 		case file(e) == culprit.id.String():
-			if culprit.to != nil && e.Location.Row == culprit.to.ast.Package.Loc().Row {
+			if e.Location.Row == culprit.to.ast.Package.Loc().Row {
 				problem.Row, problem.Col = place(culprit, e) // OPA names the package where it has no better place
 			}
 			own = append(own, problem)
@@ -261,9 +272,9 @@ func elsewhere(e *ast.Error, message string) string {
 }
 
 // place is the rule of the change that the error's text names, or else its
-// package clause; nowhere for a deleted module.
+// package clause; nowhere for a deleted module and for data.
 func place(c change, e *ast.Error) (row, col int) {
-	if c.to == nil {
+	if c.to == nil || c.to.ast == nil {
 		return 0, 0
 	}
 	words := strings.Fields(e.Message)

@@ -226,6 +226,16 @@ func numbers(revisions map[int64]configmap.Revision) string {
 	return strings.Join(all, ", ")
 }
 
+// labels are those that made a ConfigMap what the revision says that it was.
+func (o Options) labels(r configmap.Revision) map[string]string {
+	for _, m := range r.Modules {
+		if m.Kind == policy.Data {
+			return map[string]string{o.DataLabel: o.DataValue}
+		}
+	}
+	return map[string]string{o.PolicyLabel: o.PolicyValue}
+}
+
 // manifest is the ConfigMap that holds the modules of a revision and nothing else,
 // so that kubectl takes it as it is.
 func manifest(r configmap.Revision, labels map[string]string) *corev1.ConfigMap {

@@ -7,6 +7,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
 
 // The forms of the output.
@@ -31,6 +33,8 @@ type Options struct {
 	// PolicyLabel and PolicyValue are the label that makes a ConfigMap a
 	// policy.
 	PolicyLabel, PolicyValue string
+	// DataLabel and DataValue are the label that makes one data.
+	DataLabel, DataValue string
 	// StatusAnnotation is the key of the status.
 	StatusAnnotation string
 	// Output is Table or JSON.
@@ -49,8 +53,12 @@ func (o Options) Validate() error {
 	if o.Output != Table && o.Output != JSON {
 		wrong("--output: unknown form %q: want %s or %s", o.Output, Table, JSON)
 	}
-	if _, err := labels.ValidatedSelectorFromSet(o.policyLabels()); err != nil || o.PolicyLabel == "" {
-		wrong("--policy-label and --policy-value: %q is not a label", o.PolicyLabel+"="+o.PolicyValue)
+	for _, l := range []struct{ kind, label, value string }{
+		{"policy", o.PolicyLabel, o.PolicyValue}, {"data", o.DataLabel, o.DataValue},
+	} {
+		if _, err := labels.ValidatedSelectorFromSet(labels.Set{l.label: l.value}); err != nil || l.label == "" {
+			wrong("--%[1]s-label and --%[1]s-value: %[2]q is not a label", l.kind, l.label+"="+l.value)
+		}
 	}
 	if len(validation.IsQualifiedName(o.StatusAnnotation)) > 0 {
 		wrong("--status-annotation: %q is not the key of an annotation", o.StatusAnnotation)
@@ -80,7 +88,10 @@ func (o Options) validateName() error {
 	return nil
 }
 
-func (o Options) policyLabels() labels.Set { return labels.Set{o.PolicyLabel: o.PolicyValue} }
+// kinds are the labels of policies and data.
+func (o Options) kinds() configmap.Kinds {
+	return configmap.NewKinds(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue)
+}
 
 // namespace is that of the policies in client-go's words.
 func (o Options) namespace() string {

@@ -44,7 +44,7 @@ type Overview struct {
 type ConfigMap struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
-	// Status is ok, pending, error, none, unknown or removed.
+	// Status is ok, warning, pending, error, none, unknown or removed.
 	Status string `json:"status"`
 	// InForce is current, previous or none; left out if nothing says it.
 	InForce policy.InForce `json:"inForce,omitempty"`
@@ -56,6 +56,8 @@ type ConfigMap struct {
 	Message string `json:"message,omitempty"`
 	// Problems are why a change is held.
 	Problems []Problem `json:"problems,omitempty"`
+	// Warnings are about what is in force as wanted.
+	Warnings []Problem `json:"warnings,omitempty"`
 }
 
 // Problem is one reason why a change is held.
@@ -67,6 +69,9 @@ type Problem struct {
 
 // String is the problem in one line, its place first, as a compiler prints it.
 func (p Problem) String() string {
+	if p.Module == "" {
+		return p.Problem.String()
+	}
 	if p.Row == 0 {
 		return p.Module + ": " + p.Problem.String()
 	}
@@ -93,13 +98,13 @@ const (
 
 // describe is what became of a ConfigMap, by its annotation and by its newest
 // revision, which has the number 0 if there is none or it may not be read.
-func describe(cm *corev1.ConfigMap, annotation string, newest configmap.Revision) ConfigMap {
+func (o Options) describe(cm *corev1.ConfigMap, newest configmap.Revision) ConfigMap {
 	c := ConfigMap{Namespace: cm.Namespace, Name: cm.Name, Revision: newest.Number, Recorded: newest.Recorded}
-	text, ok := cm.Annotations[annotation]
+	text, ok := cm.Annotations[o.StatusAnnotation]
 	if !ok {
 		c.Status, c.InForce = statusNone, policy.None
 		if newest.Number > 0 {
-			c.InForce = inForce(cm, newest)
+			c.InForce = o.inForce(cm, newest)
 		}
 		return c
 	}
@@ -108,22 +113,22 @@ func describe(cm *corev1.ConfigMap, annotation string, newest configmap.Revision
 		told = configmap.Told{Status: statusUnknown, Message: err.Error()}
 	}
 	c.Status, c.InForce, c.Message = told.Status, told.InForce, told.Message
-	if told.Status == configmap.ToldOK {
+	if told.Status == configmap.ToldOK || told.Status == configmap.ToldWarning {
 		c.InForce = policy.Current
 	}
 	if told.InForce == "" && newest.Number > 0 {
-		c.InForce = inForce(cm, newest)
+		c.InForce = o.inForce(cm, newest)
 	}
-	if told.Status == configmap.ToldOK && c.InForce != policy.Current {
+	if (told.Status == configmap.ToldOK || told.Status == configmap.ToldWarning) && c.InForce != policy.Current {
 		c.Message = outdated
 	}
-	c.Problems = located(cm, told.Problems)
+	c.Problems, c.Warnings = located(cm, told.Problems), located(cm, told.Warnings)
 	return c
 }
 
 // inForce says whether the newest revision is what the ConfigMap holds.
-func inForce(cm *corev1.ConfigMap, newest configmap.Revision) policy.InForce {
-	modules := configmap.Modules(cm)
+func (o Options) inForce(cm *corev1.ConfigMap, newest configmap.Revision) policy.InForce {
+	modules := o.kinds().Modules(cm)
 	state := policy.Current
 	for _, m := range modules {
 		recorded, ok := newest.Modules[m.ID]
@@ -155,10 +160,10 @@ func located(cm *corev1.ConfigMap, told []configmap.ToldProblem) []Problem {
 
 // removed is a ConfigMap that is no policy and of which a revision is in force.
 // cm is nil if it is gone altogether.
-func removed(cm *corev1.ConfigMap, annotation string, newest configmap.Revision) ConfigMap {
+func (o Options) removed(cm *corev1.ConfigMap, newest configmap.Revision) ConfigMap {
 	c := ConfigMap{Namespace: newest.Namespace, Name: newest.Name, Revision: newest.Number, Recorded: newest.Recorded}
 	if cm != nil {
-		c = describe(cm, annotation, newest)
+		c = o.describe(cm, newest)
 	}
 	c.Status, c.InForce, c.Message = statusRemoved, policy.Previous, lingering
 	return c

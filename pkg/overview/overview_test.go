@@ -14,8 +14,12 @@ import (
 
 const annotation = "openpolicyagent.org/policy-status"
 
+var testOptions = Options{
+	PolicyLabel: "policy", PolicyValue: "rego", DataLabel: "data", DataValue: "opa", StatusAnnotation: annotation,
+}
+
 func newConfigMap(status string, data map[string]string) *corev1.ConfigMap {
-	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "opa", Name: "rules"}, Data: data}
+	cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "opa", Name: "rules", Labels: map[string]string{"policy": "rego"}}, Data: data}
 	if status != "" {
 		cm.Annotations = map[string]string{annotation: status}
 	}
@@ -24,7 +28,7 @@ func newConfigMap(status string, data map[string]string) *corev1.ConfigMap {
 
 // newRevision is the revision with a number in which a ConfigMap held these data.
 func newRevision(number int64, data map[string]string) configmap.Revision {
-	set := policy.NewSet(configmap.Modules(newConfigMap("", data))...)
+	set := policy.NewSet(testOptions.kinds().Modules(newConfigMap("", data))...)
 	r := configmap.NewRevision("opa", "opa", "rules", number, set)
 	r.Recorded = ago(time.Hour)
 	return r
@@ -76,7 +80,7 @@ func TestDescribe(t *testing.T) {
 			if test.newest.Number > 0 {
 				test.want.Revision, test.want.Recorded = 3, ago(time.Hour)
 			}
-			if got := describe(test.cm, annotation, test.newest); !reflect.DeepEqual(got, test.want) {
+			if got := testOptions.describe(test.cm, test.newest); !reflect.DeepEqual(got, test.want) {
 				t.Errorf("got  %+v\nwant %+v", got, test.want)
 			}
 		})
@@ -97,12 +101,12 @@ func TestRemoved(t *testing.T) {
 		Namespace: "opa", Name: "rules", Status: "removed", InForce: policy.Previous,
 		Revision: 3, Recorded: ago(time.Hour), Message: lingering,
 	}
-	if got := removed(nil, annotation, newRevision(3, one)); !reflect.DeepEqual(got, want) {
+	if got := testOptions.removed(nil, newRevision(3, one)); !reflect.DeepEqual(got, want) {
 		t.Errorf("without a ConfigMap: got %+v\nwant %+v", got, want)
 	}
 	const text = `{"status":"error","error":{"errors":[{"code":"c","message":"m","location":{"file":"opa/rules/main"}}]},"inForce":"previous"}`
 	want.Problems = []Problem{{"opa/rules/main", policy.Problem{Code: "c", Message: "m"}}}
-	if got := removed(newConfigMap(text, one), annotation, newRevision(3, one)); !reflect.DeepEqual(got, want) {
+	if got := testOptions.removed(newConfigMap(text, one), newRevision(3, one)); !reflect.DeepEqual(got, want) {
 		t.Errorf("without a label: got %+v\nwant %+v", got, want)
 	}
 }

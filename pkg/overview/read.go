@@ -71,7 +71,7 @@ func (r *reader) overview(ctx context.Context, now time.Time) (Overview, error) 
 	}
 	o := Overview{ConfigMaps: []ConfigMap{}, Warnings: warnings}
 	for name, cm := range configMaps {
-		o.ConfigMaps = append(o.ConfigMaps, describe(cm, r.StatusAnnotation, newest[name]))
+		o.ConfigMaps = append(o.ConfigMaps, r.describe(cm, newest[name]))
 		delete(newest, name)
 	}
 	for _, revision := range newest {
@@ -86,7 +86,7 @@ func (r *reader) overview(ctx context.Context, now time.Time) (Overview, error) 
 		if r.Name != "" {
 			return Overview{}, r.whyNot(ctx)
 		}
-		o.Warnings = append(o.Warnings, fmt.Sprintf("there is no ConfigMap with the label %s in %s", r.policyLabels(), r.where()))
+		o.Warnings = append(o.Warnings, fmt.Sprintf("there is no ConfigMap with the label %s or %s in %s", r.kinds().Policy, r.kinds().Data, r.where()))
 	}
 	var warning string
 	if o.Replicas, warning, err = r.replicas(ctx, now); warning != "" {
@@ -105,16 +105,18 @@ func (r *reader) where() string {
 
 // configMaps are the policies: all of them, or the one of the name.
 func (r *reader) configMaps(ctx context.Context) (map[types.NamespacedName]*corev1.ConfigMap, error) {
-	options := metav1.ListOptions{LabelSelector: r.policyLabels().String()}
-	if r.Name != "" {
-		options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, r.Name).String()
-	}
 	all := make(map[types.NamespacedName]*corev1.ConfigMap)
-	err := each(ctx, options, r.client.CoreV1().ConfigMaps(r.namespace()).List, func(cm *corev1.ConfigMap) {
-		all[types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}] = cm
-	})
-	if err != nil {
-		return nil, fmt.Errorf("listing ConfigMaps in %s: %w", r.where(), err)
+	for _, selector := range r.kinds().Selectors() {
+		options := metav1.ListOptions{LabelSelector: selector.String()}
+		if r.Name != "" {
+			options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, r.Name).String()
+		}
+		err := each(ctx, options, r.client.CoreV1().ConfigMaps(r.namespace()).List, func(cm *corev1.ConfigMap) {
+			all[types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}] = cm
+		})
+		if err != nil {
+			return nil, fmt.Errorf("listing ConfigMaps in %s: %w", r.where(), err)
+		}
 	}
 	return all, nil
 }
@@ -164,17 +166,17 @@ func (r *reader) lingering(ctx context.Context, newest configmap.Revision) ([]Co
 	cm, err := r.client.CoreV1().ConfigMaps(newest.Namespace).Get(ctx, newest.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return []ConfigMap{removed(nil, r.StatusAnnotation, newest)}, nil
+		return []ConfigMap{r.removed(nil, newest)}, nil
 	case err != nil:
 		return nil, fmt.Errorf("reading ConfigMap %s/%s: %w", newest.Namespace, newest.Name, err)
 	case r.isPolicy(cm): // it came between the two lists
-		return []ConfigMap{describe(cm, r.StatusAnnotation, newest)}, nil
+		return []ConfigMap{r.describe(cm, newest)}, nil
 	}
-	return []ConfigMap{removed(cm, r.StatusAnnotation, newest)}, nil
+	return []ConfigMap{r.removed(cm, newest)}, nil
 }
 
 func (r *reader) isPolicy(cm *corev1.ConfigMap) bool {
-	return r.policyLabels().AsSelector().Matches(labels.Set(cm.Labels))
+	return r.kinds().Match(cm.Labels)
 }
 
 // whyNot is why there is nothing to tell of the ConfigMap of the name; nil if it is
@@ -187,7 +189,7 @@ func (r *reader) whyNot(ctx context.Context) error {
 	case err != nil:
 		return fmt.Errorf("reading ConfigMap %s/%s: %w", r.Namespace, r.Name, err)
 	case !r.isPolicy(cm):
-		return fmt.Errorf("ConfigMap %s/%s is no policy: it does not have the label %s", r.Namespace, r.Name, r.policyLabels())
+		return fmt.Errorf("ConfigMap %s/%s is no policy and no data: it has neither the label %s nor %s", r.Namespace, r.Name, r.kinds().Policy, r.kinds().Data)
 	}
 	return nil
 }

@@ -78,7 +78,7 @@ func (r *reader) printRevision(ctx context.Context, number int64, stdout, stderr
 	text, exact := sourceText(revision)
 	if r.Output == JSON {
 		exact = true
-		if text, err = encode(manifest(revision, r.policyLabels())); err != nil {
+		if text, err = encode(manifest(revision, r.labels(revision))); err != nil {
 			return err
 		}
 	}

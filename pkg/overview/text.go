@@ -40,6 +40,9 @@ func (o Overview) Text(now time.Time) string {
 		for _, p := range c.Problems {
 			parts = append(parts, p.block())
 		}
+		for _, w := range c.Warnings {
+			parts = append(parts, c.Namespace+"/"+c.Name+": warning: "+w.block())
+		}
 		if c.Message != "" {
 			parts = append(parts, line(c.Namespace+"/"+c.Name+": "+c.Message))
 		}

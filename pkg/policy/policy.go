@@ -2,7 +2,8 @@
 // set, problem, report. It knows neither Kubernetes nor OPA; the standard
 // library is all it imports.
 //
-// A Module is one key of one labelled ConfigMap. All modules together are the
+// A Module is one key of one labelled ConfigMap: Rego, or data that policies
+// read. All modules together are the
 // Set that somebody wants. The engine brings into force as much of it as
 // compiles and answers with a Report: of each module, what is in force and, if
 // that is not what was wanted, the Problems that hold the change back.
@@ -58,9 +59,20 @@ func ParseRegoVersion(s string) (RegoVersion, error) {
 	return "", fmt.Errorf("unknown Rego version %q: want auto, v0 or v1", s)
 }
 
+// Kind says what the text of a module is.
+type Kind string
+
+// Rego is policy. Data is a JSON or YAML document that policies read at
+// data.<namespace>.<name>.<key>.
+const (
+	Rego Kind = ""
+	Data Kind = "data"
+)
+
 // Module is the wanted version of one module.
 type Module struct {
 	ID     ID
+	Kind   Kind
 	Source string
 	// Version is how Source is to be read; empty means that the author said
 	// nothing.
@@ -80,6 +92,9 @@ type Module struct {
 func (m Module) Digest() [sha256.Size]byte {
 	h := sha256.New()
 	write(h, m.ID.String(), string(m.Version), m.Source, m.Defect)
+	if m.Kind != Rego {
+		write(h, string(m.Kind))
+	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 

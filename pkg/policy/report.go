@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -28,6 +29,12 @@ const (
 	// CodeUnauthorized is for a module that its namespace is not trusted with;
 	// it is what OPA's REST API calls a request that is not allowed.
 	CodeUnauthorized = "unauthorized"
+	// CodeUnavailable is for a module that reads objects of the cluster which are
+	// not known.
+	CodeUnavailable = "replication_error"
+	// CodePending is for one that reads objects of the cluster which are about to
+	// be known.
+	CodePending = "replication_pending"
 )
 
 // String is the problem in one line, as a compiler prints it.
@@ -91,7 +98,8 @@ const (
 
 // Status is what became of one module.
 type Status struct {
-	ID ID
+	ID   ID
+	Kind Kind
 	// InForce is the version that decisions are made with.
 	InForce InForce
 	// Version is the Rego version of what is in force; empty if nothing is.
@@ -101,6 +109,14 @@ type Status struct {
 	Deleted bool
 	// Problems is why the change is held; empty exactly if it is not.
 	Problems []Problem
+	// Warnings are what its author should know of what is in force as wanted.
+	Warnings []Problem
+}
+
+// Pending reports whether the change is held by nothing but what is about to be
+// known.
+func (s Status) Pending() bool {
+	return s.Held() && !slices.ContainsFunc(s.Problems, func(p Problem) bool { return p.Code != CodePending })
 }
 
 // Held reports whether the wanted version is not in force.

@@ -19,6 +19,8 @@ type State interface {
 	// Replicas are all that are known, this one included; none where there is no
 	// way to know of others.
 	Replicas() []Replica
+	// Resources are those whose objects are replicated, or should be.
+	Resources() []policy.Resource
 }
 
 // Replica is what is known of one of several processes.
@@ -36,7 +38,7 @@ type Replica struct {
 // NewDiagnostic is the handler of the diagnostic listener: /healthz, /readyz,
 // /metrics and /status.
 func NewDiagnostic(state State, metrics *Metrics) http.Handler {
-	metrics.registry.MustRegister(replicaCollector{state.Replicas})
+	metrics.registry.MustRegister(replicaCollector{state.Replicas}, resourceCollector{state.Resources})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", probe(state.Healthy))
 	mux.HandleFunc("GET /readyz", probe(state.Ready))
@@ -68,16 +70,29 @@ type status struct {
 	Fingerprint string         `json:"fingerprint,omitempty"`
 	SourceError string         `json:"sourceError,omitempty"`
 	Replicas    []Replica      `json:"replicas,omitempty"`
+	Replication []resource     `json:"replication,omitempty"`
 	Modules     []moduleStatus `json:"modules"`
+}
+
+// resource is one whose objects policies read.
+type resource struct {
+	// Resource is [group/]version/resource; left out if it is not known.
+	Resource string               `json:"resource,omitempty"`
+	Path     string               `json:"path"`
+	State    policy.ResourceState `json:"state"`
+	Reason   string               `json:"reason,omitempty"`
+	Objects  int                  `json:"objects"`
 }
 
 type moduleStatus struct {
 	Module      string             `json:"module"`
+	Kind        policy.Kind        `json:"kind,omitempty"`
 	State       string             `json:"state"`
 	InForce     policy.InForce     `json:"inForce"`
 	RegoVersion policy.RegoVersion `json:"regoVersion,omitempty"`
 	Deleted     bool               `json:"deleted,omitempty"`
 	Problems    []policy.Problem   `json:"problems,omitempty"`
+	Warnings    []policy.Problem   `json:"warnings,omitempty"`
 }
 
 func statusBody(state State) status {
@@ -92,14 +107,21 @@ func statusBody(state State) status {
 	if err := state.Ready(); err != nil {
 		body.Ready, body.Reason = false, err.Error()
 	}
+	for _, r := range state.Resources() {
+		body.Replication = append(body.Replication, resource{
+			Resource: r.Resource, Path: r.Path, State: r.State, Reason: r.Reason, Objects: r.Objects,
+		})
+	}
 	for _, m := range report.Modules {
 		body.Modules = append(body.Modules, moduleStatus{
 			Module:      m.ID.String(),
+			Kind:        m.Kind,
 			State:       m.State(),
 			InForce:     m.InForce,
 			RegoVersion: m.Version,
 			Deleted:     m.Deleted,
 			Problems:    m.Problems,
+			Warnings:    m.Warnings,
 		})
 	}
 	return body

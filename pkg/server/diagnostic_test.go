@@ -12,6 +12,7 @@ import (
 
 // stubState is a process in a state that a real one is in for a moment only.
 type stubState struct {
+	resources      []policy.Resource
 	healthy, ready error
 	report         policy.Report
 	sourceError    string
@@ -23,7 +24,8 @@ func (s stubState) Ready() error          { return s.ready }
 func (s stubState) Report() policy.Report { return s.report }
 func (s stubState) SourceError() string   { return s.sourceError }
 
-func (s stubState) Replicas() []server.Replica { return s.replicas }
+func (s stubState) Replicas() []server.Replica   { return s.replicas }
+func (s stubState) Resources() []policy.Resource { return s.resources }
 
 func TestDiagnostic(t *testing.T) {
 	const (

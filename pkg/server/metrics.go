@@ -61,6 +61,39 @@ func (c replicaCollector) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
+// resourceCollector counts replicated objects when it is asked.
+type resourceCollector struct{ resources func() []policy.Resource }
+
+var (
+	objectsDesc = prometheus.NewDesc("kube_rego_replicated_objects",
+		"Objects of the cluster in data, by resource and by path.", []string{"resource", "path"}, nil)
+	resourcesDesc = prometheus.NewDesc("kube_rego_replicated_resources",
+		"Replicated resources by state: loading (the first list is on its way), loaded, missing (the API server knows none of the name) or failed.",
+		[]string{"state"}, nil)
+)
+
+// Describe names both metrics.
+func (resourceCollector) Describe(descriptions chan<- *prometheus.Desc) {
+	descriptions <- objectsDesc
+	descriptions <- resourcesDesc
+}
+
+// Collect counts. Resources are as many as flags name and policies read.
+func (c resourceCollector) Collect(metrics chan<- prometheus.Metric) {
+	count := map[policy.ResourceState]int{
+		policy.ResourceLoading: 0, policy.ResourceLoaded: 0, policy.ResourceMissing: 0, policy.ResourceFailed: 0,
+	}
+	for _, r := range c.resources() {
+		count[r.State]++
+		if r.State == policy.ResourceLoaded {
+			metrics <- prometheus.MustNewConstMetric(objectsDesc, prometheus.GaugeValue, float64(r.Objects), r.Resource, r.Path)
+		}
+	}
+	for state, n := range count {
+		metrics <- prometheus.MustNewConstMetric(resourcesDesc, prometheus.GaugeValue, float64(n), string(state))
+	}
+}
+
 // Handler serves the metrics in Prometheus' format.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})

@@ -8,7 +8,6 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 
 	corev1 "k8s.io/api/core/v1"
@@ -92,7 +91,7 @@ func (t *term) annotateOther(ctx context.Context, name types.NamespacedName, tex
 	if err != nil {
 		return fmt.Errorf("reading ConfigMap %s: %w", name, err)
 	}
-	if t.config.Selector.Matches(labels.Set(cm.Labels)) || cm.Annotations[t.config.Annotation] == text {
+	if t.config.Kinds.Match(cm.Labels) || cm.Annotations[t.config.Annotation] == text {
 		return nil
 	}
 	written, err := t.patch(ctx, name, cm.ResourceVersion, text)
@@ -136,7 +135,7 @@ func (t *term) takeLeave(ctx context.Context, name types.NamespacedName, target 
 	case apierrors.IsNotFound(err):
 	case err != nil:
 		return fmt.Errorf("reading ConfigMap %s: %w", name, err)
-	case t.config.Selector.Matches(labels.Set(cm.Labels)):
+	case t.config.Kinds.Match(cm.Labels):
 		return nil // the event is on its way
 	}
 	if t.config.Annotation != "" {
@@ -181,7 +180,7 @@ func (t *term) sweep(ctx context.Context) error {
 func (t *term) sweepOne(ctx context.Context, item metav1.PartialObjectMetadata) error {
 	name := types.NamespacedName{Namespace: item.Namespace, Name: item.Name}
 	_, annotated := item.Annotations[t.config.Annotation]
-	if !annotated || t.config.Selector.Matches(labels.Set(item.Labels)) || t.isHeld(name) {
+	if !annotated || t.config.Kinds.Match(item.Labels) || t.isHeld(name) {
 		return nil
 	}
 	return t.annotateOther(ctx, name, "")

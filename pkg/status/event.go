@@ -26,7 +26,7 @@ const maxEventBytes = 1024
 // those last told, or another version in force. What the annotation said before
 // this term began was announced by whoever wrote it.
 func (t *term) announce(name types.NamespacedName, target target, done done) {
-	held := target.text != configmap.OK
+	held := !target.good()
 	switch {
 	case done.told && done.text == target.text && (held || done.fingerprint == target.fingerprint):
 		return

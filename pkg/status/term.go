@@ -3,6 +3,7 @@ package status
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,10 +34,14 @@ type target struct {
 	configMap   *corev1.ConfigMap // nil if it is not there, or no policy any more
 	text        string            // the status
 	held        []policy.Status
+	pending     bool       // something is held only until what it reads is known
 	modules     policy.Set // to be kept: in force, or no good here and still wanted
 	fingerprint string     // of these modules
 	revisions   []configmap.Revision
 }
+
+// good reports whether all of the ConfigMap is in force as wanted.
+func (t target) good() bool { return len(t.held) == 0 }
 
 // done is what this term has told of one ConfigMap. The zero value is nothing.
 type done struct {
@@ -67,7 +72,7 @@ func (t *term) publish(state State) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.fingerprint = state.Report.Fingerprint
-	t.targets = targets(state)
+	t.targets = t.targetsOf(state)
 	for name := range t.done {
 		if _, ok := t.targets[name]; !ok {
 			t.targets[name] = target{fingerprint: nothing}
@@ -89,7 +94,7 @@ func (t *term) publish(state State) {
 // nothing is the fingerprint of no modules.
 var nothing = policy.Set{}.Fingerprint()
 
-func targets(state State) map[types.NamespacedName]target {
+func (t *term) targetsOf(state State) map[types.NamespacedName]target {
 	all := make(map[types.NamespacedName]target, len(state.ConfigMaps))
 	statuses := make(map[types.NamespacedName][]policy.Status, len(state.ConfigMaps))
 	for _, s := range state.Report.Modules {
@@ -111,7 +116,12 @@ func targets(state State) map[types.NamespacedName]target {
 		}
 	}
 	for name, target := range all {
-		target.text = configmap.Status(statuses[name])
+		var warnings []policy.Problem
+		if target.configMap != nil {
+			warnings = t.config.Kinds.Warnings(target.configMap)
+		}
+		target.text = configmap.Status(statuses[name], warnings...)
+		target.pending = slices.ContainsFunc(statuses[name], policy.Status.Pending)
 		target.held = policy.Report{Modules: statuses[name]}.Held()
 		target.fingerprint = target.modules.Fingerprint()
 		target.revisions = state.History.Of(name)
@@ -180,7 +190,7 @@ func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
 	}
 	done.news = done.news || !target.recorded(done)
 	errRecord := t.record(ctx, name, target, &done)
-	if target.text == configmap.OK && (!target.recorded(done) || !t.everywhere(fingerprint)) {
+	if target.pending || target.good() && (!target.recorded(done) || !t.everywhere(fingerprint)) {
 		err := t.await(ctx, name, target, &done)
 		t.remember(name, done)
 		return errors.Join(errRecord, err)

@@ -15,7 +15,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -41,8 +40,8 @@ type WriterConfig struct {
 	Annotation string
 	// Namespaces are those of the policies; metav1.NamespaceAll stands for all.
 	Namespaces []string
-	// Selector tells policies from other ConfigMaps.
-	Selector labels.Selector
+	// Kinds tells policies and data from other ConfigMaps.
+	Kinds configmap.Kinds
 	// Namespace is where replicas find the Lease that says who writes, and the
 	// revisions.
 	Namespace string

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
@@ -45,15 +47,15 @@ type ClusterConfig struct {
 	Namespaces []string
 	// Home is the namespace of the revisions.
 	Home string
-	// Selector is the label selector that the API server applies, so that
-	// ConfigMaps that are no policies never cross the network.
-	Selector string
+	// Selectors are the label selectors that the API server applies, so that other
+	// ConfigMaps never cross the network. An object that several select counts once.
+	Selectors []labels.Selector
 	// Log is told when a watch fails.
 	Log *slog.Logger
 }
 
 // Cluster watches the labelled ConfigMaps of a cluster, with an informer for each
-// namespace, and the revisions that were recorded of them.
+// namespace and selector, and the revisions that were recorded of them.
 type Cluster struct {
 	config     ClusterConfig
 	configMaps []*namespaceInformer
@@ -68,6 +70,7 @@ type namespaceInformer struct {
 	cache.SharedIndexInformer
 	what      string // the resource, as a person calls it
 	namespace string
+	selector  string
 
 	mu  sync.Mutex
 	err error
@@ -77,11 +80,14 @@ type namespaceInformer struct {
 func NewCluster(config ClusterConfig) *Cluster {
 	c := &Cluster{config: config}
 	for _, namespace := range config.Namespaces {
-		c.configMaps = append(c.configMaps, &namespaceInformer{
-			SharedIndexInformer: c.factory(namespace, config.Selector, trim).Core().V1().ConfigMaps().Informer(),
-			what:                "ConfigMaps",
-			namespace:           namespace,
-		})
+		for _, selector := range config.Selectors {
+			c.configMaps = append(c.configMaps, &namespaceInformer{
+				SharedIndexInformer: c.factory(namespace, selector.String(), trim).Core().V1().ConfigMaps().Informer(),
+				what:                "ConfigMaps",
+				namespace:           namespace,
+				selector:            selector.String(),
+			})
+		}
 	}
 	ours := labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()
 	c.revisions = &namespaceInformer{
@@ -216,7 +222,7 @@ func (c *Cluster) contact(ctx context.Context, i *namespaceInformer) error {
 	ctx, cancel := context.WithTimeout(ctx, contactTimeout)
 	defer cancel()
 	_, err := c.config.Client.CoreV1().ConfigMaps(i.namespace).List(ctx, metav1.ListOptions{
-		LabelSelector: c.config.Selector,
+		LabelSelector: i.selector,
 		Limit:         1,
 	})
 	return err
@@ -227,7 +233,7 @@ func (c *Cluster) contact(ctx context.Context, i *namespaceInformer) error {
 // the first full list of every namespace is there. Later an error beside them
 // says why there may be newer ones.
 func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
-	var all []*corev1.ConfigMap
+	found := make(map[types.NamespacedName]*corev1.ConfigMap)
 	var errs []error
 	for _, i := range c.configMaps {
 		if !i.HasSynced() {
@@ -238,11 +244,15 @@ func (c *Cluster) ConfigMaps() ([]*corev1.ConfigMap, error) {
 			if !ok {
 				return nil, fmt.Errorf("informer of namespace %s holds a %T", i.name(), object)
 			}
-			all = append(all, cm)
+			name := types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}
+			// One of two informers may be behind.
+			if other := found[name]; other == nil || configmap.ObjectVersion(other) < configmap.ObjectVersion(cm) {
+				found[name] = cm
+			}
 		}
 		errs = append(errs, i.trouble())
 	}
-	return all, errors.Join(errs...)
+	return slices.AppendSeq(make([]*corev1.ConfigMap, 0, len(found)), maps.Values(found)), errors.Join(errs...)
 }
 
 // History is what was recorded of the ConfigMaps of the watched namespaces, as it

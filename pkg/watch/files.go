@@ -44,8 +44,8 @@ type FilesConfig struct {
 	// Namespaces to take ConfigMaps of; metav1.NamespaceAll stands for all. An
 	// object that names no namespace belongs to the first.
 	Namespaces []string
-	// Selector picks the ConfigMaps that are policies by their labels.
-	Selector labels.Selector
+	// Selectors pick ConfigMaps by their labels; one of them is enough.
+	Selectors []labels.Selector
 	// Log is told when the operating system loses track of changes.
 	Log *slog.Logger
 }
@@ -286,5 +286,5 @@ func (f *Files) wants(cm *corev1.ConfigMap) bool {
 		}
 	}
 	return (all || slices.Contains(f.config.Namespaces, cm.Namespace)) &&
-		f.config.Selector.Matches(labels.Set(cm.Labels))
+		slices.ContainsFunc(f.config.Selectors, func(s labels.Selector) bool { return s.Matches(labels.Set(cm.Labels)) })
 }

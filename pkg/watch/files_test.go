@@ -51,7 +51,7 @@ func newFiles(namespaces []string, paths ...string) (*watch.Files, error) {
 	return watch.NewFiles(watch.FilesConfig{
 		Paths:      paths,
 		Namespaces: namespaces,
-		Selector:   labels.SelectorFromSet(labels.Set{"policy": "rego"}),
+		Selectors:  []labels.Selector{labels.SelectorFromSet(labels.Set{"policy": "rego"})},
 		Log:        slog.New(slog.DiscardHandler),
 	})
 }

@@ -1,0 +1,141 @@
+package engine
+
+import (
+	"fmt"
+	"sync"
+	"weak"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+)
+
+// Content is what can be put into data; nil stands for nothing.
+type Content interface {
+	node
+}
+
+// Change puts a content at a path of data, whatever was there before, or takes away
+// what is there.
+type Change struct {
+	// Path has at least one part.
+	Path []string
+	// Content is a document, a collection, or nil.
+	Content Content
+}
+
+// NewCollection is the content that changes of nothing result in. It stays also
+// when its last document goes.
+func NewCollection(changes ...Change) Content {
+	e := newEdit(newBranch(0))
+	e.apply(changes)
+	root := e.own(e.root)
+	root.lasting = true
+	return root
+}
+
+func (e *edit) apply(changes []Change) {
+	for _, c := range changes {
+		if c.Content == nil {
+			e.remove(c.Path)
+			continue
+		}
+		e.set(c.Path, c.Content)
+	}
+}
+
+// NewDocument is an object as a content. It has the form to which encoding/json
+// decodes, or that of Kubernetes' unstructured objects.
+func (e *Engine) NewDocument(object map[string]any) (Content, error) {
+	term, err := e.terms.of(object)
+	if err != nil {
+		return nil, fmt.Errorf("reading an object: %w", err)
+	}
+	return document{term}, nil
+}
+
+// Documents is how many there are at and below a path of the data of the cluster.
+func (e *Engine) Documents(path []string) int {
+	e.mu.Lock()
+	root := e.replicated
+	e.mu.Unlock()
+	n := lookupNode(root, path)
+	if n == nil {
+		return 0
+	}
+	return count(n)
+}
+
+// terms knows the values of all documents, so that equal ones are held once: the
+// pods of a Deployment differ in some ten fields. A value that no document needs
+// any more is forgotten.
+type terms struct {
+	mu    sync.Mutex
+	known map[int]weak.Pointer[ast.Term] // by hash; of two with one hash the newer
+	sweep int                            // how many there may be before those that are gone are looked for
+}
+
+// firstSweep is so small that it costs nothing.
+const firstSweep = 1024
+
+func (t *terms) of(object map[string]any) (*ast.Term, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.known) >= t.sweep {
+		t.forget()
+	}
+	return t.convert(object)
+}
+
+func (t *terms) convert(x any) (*ast.Term, error) {
+	switch x := x.(type) {
+	case map[string]any:
+		items := make([][2]*ast.Term, 0, len(x))
+		for key, value := range x {
+			term, err := t.convert(value)
+			if err != nil {
+				return nil, err
+			}
+			items = append(items, [2]*ast.Term{t.once(ast.String(key)), term})
+		}
+		return t.once(ast.NewObject(items...)), nil
+	case []any:
+		elements := make([]*ast.Term, 0, len(x))
+		for _, value := range x {
+			term, err := t.convert(value)
+			if err != nil {
+				return nil, err
+			}
+			elements = append(elements, term)
+		}
+		return t.once(ast.NewArray(elements...)), nil
+	}
+	value, err := ast.InterfaceToValue(x)
+	if err != nil {
+		return nil, err
+	}
+	return t.once(value), nil
+}
+
+// once is the term of a value, which is the same for equal values.
+func (t *terms) once(value ast.Value) *ast.Term {
+	hash := value.Hash()
+	if known := t.known[hash].Value(); known != nil && known.Value.Compare(value) == 0 {
+		return known
+	}
+	term := ast.NewTerm(value)
+	if t.known == nil {
+		t.known = make(map[int]weak.Pointer[ast.Term])
+	}
+	t.known[hash] = weak.Make(term)
+	return term
+}
+
+// forget drops the values that are gone. It comes again when there are twice as
+// many as now, so that it costs each value as much as making it at most.
+func (t *terms) forget() {
+	for hash, known := range t.known {
+		if known.Value() == nil {
+			delete(t.known, hash)
+		}
+	}
+	t.sweep = max(firstSweep, 2*len(t.known))
+}

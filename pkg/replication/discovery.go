@@ -1,0 +1,99 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/discovery"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// check finds out whether a resource that a flag names is namespaced as the flag
+// says, and can be watched. Of one that does not exist yet, or of an API server that
+// does not answer, nothing is known.
+func check(client discovery.ServerResourcesInterface, r Resource) error {
+	list, err := client.ServerResourcesForGroupVersion(r.GroupVersion().String())
+	if err != nil {
+		return nil //nolint:nilerr // the list of its objects says why, again and again
+	}
+	for _, known := range list.APIResources {
+		switch {
+		case known.Name != r.Resource:
+		case known.Namespaced && !r.Namespaced:
+			return fmt.Errorf("%s has objects in namespaces: it goes with --replicate, not --replicate-cluster", r)
+		case !known.Namespaced && r.Namespaced:
+			return fmt.Errorf("%s has objects for the whole cluster: it goes with --replicate-cluster, not --replicate", r)
+		case !watchable(known):
+			return fmt.Errorf("%s cannot be replicated: the API server does not let anybody list and watch it", r)
+		}
+	}
+	return nil
+}
+
+func watchable(r metav1.APIResource) bool {
+	return slices.Contains(r.Verbs, "list") && slices.Contains(r.Verbs, "watch")
+}
+
+// resolver knows the resources of the API server by their plurals.
+type resolver struct {
+	known map[string][]Resource // without path
+	// failed says of which groups nothing is known; nil if there are none.
+	failed error
+}
+
+// discover asks the API server for all of its resources, each in the version that it
+// prefers.
+func discover(client discovery.ServerResourcesInterface) (*resolver, error) {
+	lists, err := client.ServerPreferredResources()
+	var some *discovery.ErrGroupDiscoveryFailed
+	if err != nil && !errors.As(err, &some) {
+		return nil, fmt.Errorf("asking the API server for its resources: %w", err)
+	}
+	r := &resolver{known: make(map[string][]Resource), failed: err}
+	for _, list := range lists {
+		version, err := schema.ParseGroupVersion(list.GroupVersion)
+		if err != nil {
+			return nil, fmt.Errorf("asking the API server for its resources: %w", err)
+		}
+		for _, resource := range list.APIResources {
+			if watchable(resource) && !strings.Contains(resource.Name, "/") {
+				r.known[resource.Name] = append(r.known[resource.Name], Resource{
+					GroupVersionResource: version.WithResource(resource.Name),
+					Namespaced:           resource.Namespaced,
+				})
+			}
+		}
+	}
+	return r, nil
+}
+
+// resolve is the resource that policies mean by a name. That of the core group goes
+// before all others, such as the pods of a metrics server.
+func (r *resolver) resolve(name string) (Resource, policy.ResourceState, error) {
+	candidates := r.known[name]
+	for _, c := range candidates {
+		if c.Group == "" {
+			return c, policy.ResourceLoading, nil
+		}
+	}
+	switch {
+	case len(candidates) == 1:
+		return candidates[0], policy.ResourceLoading, nil
+	case len(candidates) > 1:
+		var names []string
+		for _, c := range candidates {
+			names = append(names, c.String())
+		}
+		slices.Sort(names)
+		return Resource{}, policy.ResourceFailed, fmt.Errorf("it may be %s: say which with --replicate or --replicate-cluster",
+			strings.Join(names, " or "))
+	case r.failed != nil:
+		return Resource{}, policy.ResourceFailed, r.failed
+	}
+	return Resource{}, policy.ResourceMissing, errors.New("the API server knows no resource of that name that can be watched")
+}

@@ -1,0 +1,253 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+const (
+	// firstRetry and lastRetry bound how often a list is tried again that failed:
+	// somebody waits for a resource that was just installed, or a right that was just
+	// given.
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 5 * time.Second
+	// retrySteps are more than it takes from the one to the other.
+	retrySteps = 10
+)
+
+// feed keeps data as one resource is in the cluster. It is the store of a reflector,
+// and keeps no object itself.
+type feed struct {
+	Resource
+	ignore  []string // namespaces
+	client  dynamic.Interface
+	data    Data
+	batches *batcher
+	changed func(f *feed) // is called when the state has changed; must not block
+
+	mu     sync.Mutex
+	state  policy.ResourceState
+	reason string
+}
+
+// run follows the resource until ctx ends.
+func (f *feed) run(ctx context.Context) {
+	source := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			list, err := f.client.Resource(f.GroupVersionResource).List(ctx, f.options(o))
+			f.heard(ctx, err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			w, err := f.client.Resource(f.GroupVersionResource).Watch(ctx, f.options(o))
+			f.heard(ctx, err)
+			return w, err
+		},
+	}, f.client)
+	reflector := cache.NewReflectorWithOptions(source, &unstructured.Unstructured{}, f, cache.ReflectorOptions{
+		Name:            f.String(),
+		TypeDescription: f.String(),
+		Backoff:         &wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: retrySteps, Factor: 2, Jitter: 0.2},
+	})
+	reflector.RunWithContext(ctx)
+}
+
+// options leave out the namespaces that are ignored: their objects never cross the
+// network.
+func (f *feed) options(o metav1.ListOptions) metav1.ListOptions {
+	if !f.Namespaced {
+		return o
+	}
+	var others []fields.Selector
+	for _, namespace := range f.ignore {
+		others = append(others, fields.OneTermNotEqualSelector("metadata.namespace", namespace))
+	}
+	o.FieldSelector = fields.AndSelectors(others...).String()
+	return o
+}
+
+// heard takes note of what the API server answers.
+func (f *feed) heard(ctx context.Context, err error) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		f.become(func() {
+			if f.reason = ""; f.state != policy.ResourceLoaded {
+				f.state, f.reason = policy.ResourceLoading, waiting
+			}
+		})
+	case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err):
+		// There is no such resource, so there are no objects of it.
+		f.replace(nil)
+		f.become(func() { f.state, f.reason = policy.ResourceMissing, "the API server knows no resource "+f.String() })
+	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		f.become(func() { f.state, f.reason = policy.ResourceFailed, err.Error() })
+	case errors.Is(err, io.EOF), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
+		// A watch that ends as watches do.
+	default:
+		f.become(func() {
+			if f.reason = err.Error(); f.state != policy.ResourceLoaded {
+				f.state = policy.ResourceFailed
+			}
+		})
+	}
+}
+
+const waiting = "waiting for the first list"
+
+// become changes the state, and says so if that is news.
+func (f *feed) become(change func()) {
+	f.mu.Lock()
+	state, reason := f.state, f.reason
+	change()
+	news := f.state != state || f.reason != reason
+	f.mu.Unlock()
+	if news {
+		f.changed(f)
+	}
+}
+
+// status is what is known of the resource.
+func (f *feed) status() policy.Resource {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return policy.Resource{
+		Name:     f.Path[len(f.Path)-1],
+		Resource: f.String(),
+		Path:     "data." + strings.Join(f.Path, "."),
+		State:    f.state,
+		Reason:   f.reason,
+		Objects:  f.data.Documents(f.Path),
+	}
+}
+
+// entry is an object on its way into data.
+type entry struct {
+	path    []string
+	content engine.Content
+}
+
+// lastApplied is the annotation in which kubectl keeps the whole object once more.
+const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
+
+// entryOf makes an entry of an object, or passes on the one that is made already.
+func (f *feed) entryOf(object any) (entry, error) {
+	if e, ok := object.(entry); ok {
+		return e, nil
+	}
+	u, ok := object.(*unstructured.Unstructured)
+	if !ok {
+		return entry{}, fmt.Errorf("replicating %s: got a %T", f, object)
+	}
+	path, err := f.pathOf(u.GetNamespace(), u.GetName())
+	if err != nil {
+		return entry{}, err
+	}
+	content, err := f.data.NewDocument(trimmed(u.Object))
+	if err != nil {
+		return entry{}, fmt.Errorf("replicating %s %s/%s: %w", f, u.GetNamespace(), u.GetName(), err)
+	}
+	return entry{path: path, content: content}, nil
+}
+
+// trimmed is the object without what says nothing about it but who wrote it, and
+// what kubectl has applied: often more than half of it.
+func trimmed(object map[string]any) map[string]any {
+	unstructured.RemoveNestedField(object, "metadata", "managedFields")
+	annotations, ok, err := unstructured.NestedFieldNoCopy(object, "metadata", "annotations")
+	if known, isMap := annotations.(map[string]any); ok && err == nil && isMap {
+		delete(known, lastApplied)
+		if len(known) == 0 {
+			unstructured.RemoveNestedField(object, "metadata", "annotations")
+		}
+	}
+	return object
+}
+
+// pathOf is where an object is below the resource.
+func (f *feed) pathOf(namespace, name string) ([]string, error) {
+	switch {
+	case !f.Namespaced && namespace == "":
+		return []string{name}, nil
+	case f.Namespaced && namespace != "":
+		return []string{namespace, name}, nil
+	case f.Namespaced:
+		return nil, fmt.Errorf("replicating %s: its objects have no namespace", f)
+	}
+	return nil, fmt.Errorf("replicating %s: its objects have namespaces", f)
+}
+
+// Transformer makes entries of objects one by one while the first list is read, so
+// that the objects are never all there as they came.
+func (f *feed) Transformer() cache.TransformFunc {
+	return func(object any) (any, error) { return f.entryOf(object) }
+}
+
+// Add puts an object into data.
+func (f *feed) Add(object any) error { return f.Update(object) }
+
+// Update puts an object into data, in the place of what is there of it.
+func (f *feed) Update(object any) error {
+	e, err := f.entryOf(object)
+	if err != nil {
+		return err
+	}
+	f.batches.add(engine.Change{Path: slices.Concat(f.Path, e.path), Content: e.content})
+	return nil
+}
+
+// Delete takes an object out of data.
+func (f *feed) Delete(object any) error {
+	u, ok := object.(*unstructured.Unstructured)
+	if !ok {
+		return fmt.Errorf("replicating %s: got a %T", f, object)
+	}
+	path, err := f.pathOf(u.GetNamespace(), u.GetName())
+	if err != nil {
+		return err
+	}
+	f.batches.add(engine.Change{Path: slices.Concat(f.Path, path)})
+	return nil
+}
+
+// Replace makes data hold these objects and no others, all at once.
+func (f *feed) Replace(objects []any, _ string) error {
+	changes := make([]engine.Change, 0, len(objects))
+	for _, object := range objects {
+		e, err := f.entryOf(object)
+		if err != nil {
+			return err
+		}
+		changes = append(changes, engine.Change{Path: e.path, Content: e.content})
+	}
+	f.replace(changes)
+	f.become(func() { f.state, f.reason = policy.ResourceLoaded, "" })
+	return nil
+}
+
+func (f *feed) replace(changes []engine.Change) {
+	f.batches.add(engine.Change{Path: f.Path, Content: engine.NewCollection(changes...)})
+	f.batches.flush()
+}
+
+// Resync has nothing to do: nothing here changes by itself.
+func (f *feed) Resync() error { return nil }

@@ -1,0 +1,374 @@
+// Package replication puts objects of the cluster into data, where policies read
+// them, and keeps them as they are in the cluster. Which resources these are flags
+// say, or the policies themselves by what they read.
+//
+// An object is held once, in data: what the API server sends goes there straight
+// away, in batches, and no cache of another form is kept beside it.
+package replication
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/dynamic"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// Data is where objects go.
+type Data interface {
+	// NewDocument is an object as a content.
+	NewDocument(object map[string]any) (engine.Content, error)
+	// Apply changes data, all at once and in this order.
+	Apply(changes ...engine.Change)
+	// Documents is how many there are at and below a path.
+	Documents(path []string) int
+}
+
+// Config is what a Replicator needs.
+type Config struct {
+	// Client lists and watches objects.
+	Client dynamic.Interface
+	// Discovery knows which resources there are.
+	Discovery discovery.ServerResourcesInterface
+	// Resources are replicated whatever policies read.
+	Resources []Resource
+	// Path is below which policies find resources by their plural.
+	Path []string
+	// IgnoreNamespaces are those whose objects stay out.
+	IgnoreNamespaces []string
+	// Data is where the objects go.
+	Data Data
+	// Log is told what comes, goes and fails.
+	Log *slog.Logger
+}
+
+// discoverEvery is how often the API server is asked for its resources while one is
+// missing that a policy reads: it may be installed at any time.
+const discoverEvery = 5 * time.Second
+
+// Replicator keeps data as the cluster is.
+type Replicator struct {
+	config  Config
+	batches *batcher
+	fixed   []*feed       // of Config.Resources
+	wake    chan struct{} // one slot: what is wanted has changed
+
+	mu   sync.Mutex
+	look func()
+	// wanted are the names that policies read, and what is known of those that are
+	// not followed. followed are the feeds of the others.
+	wanted   map[string]policy.Resource
+	followed map[string]*following
+	// empty are names of which it is known that there are no objects, and data says so.
+	empty map[string]bool
+}
+
+// following is a feed that runs until stop is called; stop returns when it has ended.
+type following struct {
+	*feed
+	stop func()
+}
+
+// New makes a Replicator; Run starts it.
+func New(config Config) *Replicator {
+	r := &Replicator{
+		config:   config,
+		batches:  &batcher{data: config.Data},
+		wake:     make(chan struct{}, 1),
+		look:     func() {},
+		wanted:   make(map[string]policy.Resource),
+		followed: make(map[string]*following),
+		empty:    make(map[string]bool),
+	}
+	for _, resource := range config.Resources {
+		r.fixed = append(r.fixed, r.newFeed(resource))
+	}
+	return r
+}
+
+func (r *Replicator) newFeed(resource Resource) *feed {
+	return &feed{
+		Resource: resource,
+		ignore:   r.config.IgnoreNamespaces,
+		client:   r.config.Client,
+		data:     r.config.Data,
+		batches:  r.batches,
+		changed:  r.changed,
+		state:    policy.ResourceLoading,
+		reason:   waiting,
+	}
+}
+
+// changed tells of the state of a feed.
+func (r *Replicator) changed(f *feed) {
+	s := f.status()
+	log := r.config.Log.With("resource", s.Resource, "path", s.Path)
+	switch {
+	case s.State == policy.ResourceLoaded && s.Reason == "":
+		log.Info("objects are replicated", "objects", s.Objects)
+	case s.State == policy.ResourceLoaded:
+		log.Warn("objects are as they were: the API server does not answer", "reason", s.Reason)
+	case s.State != policy.ResourceLoading:
+		log.Warn("objects are not replicated", "state", s.State, "reason", s.Reason)
+	}
+	r.mu.Lock()
+	look := r.look
+	r.mu.Unlock()
+	look()
+}
+
+// Run replicates until ctx ends, and calls look when more or less is available than
+// before; look must not block. An error is a mistake in Config.Resources.
+func (r *Replicator) Run(ctx context.Context, look func()) error {
+	r.mu.Lock()
+	r.look = look
+	r.mu.Unlock()
+	var errs []error
+	for _, f := range r.fixed {
+		errs = append(errs, check(r.config.Discovery, f.Resource))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	for _, f := range r.fixed {
+		running.Go(func() { f.run(ctx) })
+	}
+	running.Go(func() { r.follow(ctx) })
+	<-ctx.Done()
+	return nil
+}
+
+// Want says which resources policies read, by name. Those that they do not read any
+// more are no longer replicated.
+func (r *Replicator) Want(names []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wanted := make(map[string]policy.Resource, len(names))
+	for _, name := range names {
+		if r.fixedFor(name) != nil {
+			continue
+		}
+		wanted[name] = cmp.Or(r.wanted[name], policy.Resource{
+			Name: name, Path: r.pathOf(name), State: policy.ResourceLoading, Reason: waiting,
+		})
+	}
+	if maps.Equal(wanted, r.wanted) {
+		return
+	}
+	r.wanted = wanted
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (r *Replicator) pathOf(name string) string {
+	return "data." + strings.Join(append(slices.Clone(r.config.Path), name), ".")
+}
+
+// fixedFor is the feed that a flag has given the path of a name.
+func (r *Replicator) fixedFor(name string) *feed {
+	for _, f := range r.fixed {
+		if slices.Equal(f.Path, append(slices.Clone(r.config.Path), name)) {
+			return f
+		}
+	}
+	return nil
+}
+
+// Resources are all that are wanted, by flags and by policies, sorted by path.
+func (r *Replicator) Resources() []policy.Resource {
+	var all []policy.Resource
+	for _, f := range r.fixed {
+		all = append(all, f.status())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, resource := range r.wanted {
+		if f := r.followed[name]; f != nil {
+			resource = f.status()
+		}
+		all = append(all, resource)
+	}
+	slices.SortFunc(all, func(a, b policy.Resource) int { return cmp.Compare(a.Path, b.Path) })
+	return all
+}
+
+// Unavailable are the resources of Resources that policies may read by name and of
+// which the objects are not known.
+func (r *Replicator) Unavailable() policy.Unavailable {
+	unavailable := make(policy.Unavailable)
+	for _, resource := range r.Resources() {
+		if resource.State != policy.ResourceLoaded && resource.Path == r.pathOf(resource.Name) {
+			resource.Objects = 0
+			unavailable[resource.Name] = resource
+		}
+	}
+	return unavailable
+}
+
+// Waiting is nil once the first list of all that flags name is loaded, and it is
+// known of all that policies read whether it can be. A resource that does not exist
+// has no objects, and nothing is waited for.
+func (r *Replicator) Waiting() error {
+	for _, f := range r.fixed {
+		if s := f.status(); s.State == policy.ResourceLoading || s.State == policy.ResourceFailed {
+			return fmt.Errorf("%s: %s", s.Resource, s.Reason)
+		}
+	}
+	for _, s := range r.Resources() {
+		if s.State == policy.ResourceLoading {
+			return fmt.Errorf("%s: %s", s.Path, s.Reason)
+		}
+	}
+	return nil
+}
+
+// follow starts and stops feeds as policies want until ctx ends.
+func (r *Replicator) follow(ctx context.Context) {
+	ticker := time.NewTicker(discoverEvery)
+	defer ticker.Stop()
+	for {
+		r.drop()
+		r.start(ctx)
+		select {
+		case <-ctx.Done():
+			for _, f := range r.followed {
+				f.stop()
+			}
+			return
+		case <-r.wake:
+		case <-ticker.C:
+		}
+	}
+}
+
+// drop stops the feeds that nobody wants, and those of resources that are no more: if
+// they come back, it may be in another version. Their data goes.
+func (r *Replicator) drop() {
+	r.mu.Lock()
+	for name := range r.empty {
+		if _, wanted := r.wanted[name]; !wanted {
+			delete(r.empty, name)
+			r.batches.add(engine.Change{Path: append(slices.Clone(r.config.Path), name)})
+		}
+	}
+	r.mu.Unlock()
+	r.dropFeeds()
+}
+
+func (r *Replicator) dropFeeds() {
+	r.mu.Lock()
+	var gone []*following
+	for name, f := range r.followed {
+		if _, wanted := r.wanted[name]; wanted && f.status().State != policy.ResourceMissing {
+			continue
+		}
+		gone = append(gone, f)
+	}
+	r.mu.Unlock()
+	for _, f := range gone {
+		f.stop()
+		r.mu.Lock()
+		name := f.Path[len(f.Path)-1]
+		delete(r.followed, name)
+		resource, wanted := r.wanted[name]
+		if wanted {
+			resource = f.status()
+			r.wanted[name], r.empty[name] = resource, true
+		}
+		r.mu.Unlock()
+		if !wanted {
+			r.batches.add(engine.Change{Path: f.Path})
+			r.config.Log.Info("objects are no longer replicated: no policy reads them", "resource", f.String())
+		}
+	}
+}
+
+// start starts feeds for what is wanted and not followed.
+func (r *Replicator) start(ctx context.Context) {
+	names := r.open()
+	if len(names) == 0 {
+		return
+	}
+	known, err := discover(r.config.Discovery)
+	if ctx.Err() != nil {
+		return
+	}
+	for _, name := range names {
+		if err != nil {
+			r.note(name, policy.ResourceFailed, err)
+			continue
+		}
+		resource, state, err := known.resolve(name)
+		if err != nil {
+			r.note(name, state, err)
+			continue
+		}
+		resource.Path = append(slices.Clone(r.config.Path), name)
+		r.startOne(ctx, r.newFeed(resource))
+	}
+}
+
+// open are the names that are wanted and not followed, sorted.
+func (r *Replicator) open() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var names []string
+	for name := range r.wanted {
+		if r.followed[name] == nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func (r *Replicator) startOne(ctx context.Context, f *feed) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	r.mu.Lock()
+	delete(r.empty, f.Path[len(f.Path)-1]) // data is the feed's from now on
+	r.followed[f.Path[len(f.Path)-1]] = &following{feed: f, stop: func() { cancel(); <-ended }}
+	r.mu.Unlock()
+	r.config.Log.Info("a policy reads objects of the cluster", "resource", f.String(), "path", "data."+strings.Join(f.Path, "."))
+	go func() {
+		defer close(ended)
+		f.run(ctx)
+	}()
+}
+
+// note says why a wanted name is not followed.
+func (r *Replicator) note(name string, state policy.ResourceState, err error) {
+	r.mu.Lock()
+	resource, ok := r.wanted[name]
+	news := ok && (resource.State != state || resource.Reason != err.Error())
+	if news {
+		resource.State, resource.Reason = state, err.Error()
+		r.wanted[name] = resource
+	}
+	if news && state == policy.ResourceMissing {
+		r.empty[name] = true
+		r.batches.add(engine.Change{Path: append(slices.Clone(r.config.Path), name), Content: engine.NewCollection()})
+	}
+	look := r.look
+	r.mu.Unlock()
+	if !news {
+		return
+	}
+	r.config.Log.Warn("objects are not replicated", "path", resource.Path, "state", state, "reason", err)
+	look()
+}
