@@ -135,16 +135,22 @@ func (r jsonReader) failed(message string) error {
 	return r.at(message, r.decoder.InputOffset()-1)
 }
 
-// explain gives errors of the decoder their place.
+// explain gives errors of the decoder their place. Of an error in the middle of an
+// object the decoder does not know it, but who reads the whole text at once does.
 func (r jsonReader) explain(err error) error {
+	var own *dataError
+	if errors.As(err, &own) {
+		return err
+	}
+	var whole json.RawMessage
 	var syntax *json.SyntaxError
 	switch {
-	case errors.As(err, &syntax):
-		return r.at(syntax.Error(), syntax.Offset-1)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return r.at("the JSON document ends too early", int64(len(r.source)))
+	case !errors.As(json.Unmarshal([]byte(r.source), &whole), &syntax):
+		return err
+	case int(syntax.Offset) >= len(r.source) && strings.Contains(syntax.Error(), "unexpected end"):
+		return r.at("the JSON document ends too early", syntax.Offset)
 	}
-	return err
+	return r.at(syntax.Error(), syntax.Offset-1)
 }
 
 func (r jsonReader) at(message string, offset int64) error {
@@ -174,7 +180,7 @@ func parseYAML(source string) (*ast.Term, error) {
 	}
 	switch err := loader.Load(&next); {
 	case err == nil:
-		return nil, &dataError{message: "there is more than one YAML document", row: next.Line, col: next.Column}
+		return nil, failedAt(next.Content[0], "there is more than one YAML document")
 	case !errors.Is(err, io.EOF):
 		return nil, yamlError(err)
 	}

@@ -285,10 +285,9 @@ func (r *Replicator) dropFeeds() {
 		r.mu.Lock()
 		name := f.Path[len(f.Path)-1]
 		delete(r.followed, name)
-		resource, wanted := r.wanted[name]
+		_, wanted := r.wanted[name]
 		if wanted {
-			resource = f.status()
-			r.wanted[name], r.empty[name] = resource, true
+			r.wanted[name], r.empty[name] = f.status(), true
 		}
 		r.mu.Unlock()
 		if !wanted {
