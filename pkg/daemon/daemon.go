@@ -113,11 +113,7 @@ func (d *daemon) prepare(ctx context.Context) error {
 
 // prepareReplication makes what puts objects of the cluster into data.
 func (d *daemon) prepareReplication() error {
-	resources, err := d.options.replicated()
-	if err != nil {
-		return err
-	}
-	path, err := replication.ParsePath(d.options.ReplicatePath)
+	resources, path, err := d.options.replicated()
 	if err != nil {
 		return err
 	}

@@ -136,8 +136,8 @@ func (o Options) validateLabels() error {
 }
 
 func (o Options) validateReplication() error {
-	resources, err := o.replicated()
-	errs := []error{err, replication.CheckPaths(resources)}
+	resources, _, err := o.replicated()
+	errs := []error{err}
 	if (o.ReplicateAuto || len(resources) > 0) && len(o.Manifests) > 0 {
 		errs = append(errs, errors.New("--replicate, --replicate-cluster and --replicate-auto need a cluster: they have no use beside --manifests"))
 	}
@@ -149,37 +149,16 @@ func (o Options) validateReplication() error {
 	return errors.Join(errs...)
 }
 
-// replicated are the resources that flags name.
-func (o Options) replicated() ([]replication.Resource, error) {
-	path, err := replication.ParsePath(o.ReplicatePath)
-	if err != nil {
-		return nil, fmt.Errorf("--replicate-path: %w", err)
-	}
-	var all []replication.Resource
-	var errs []error
-	for _, f := range []struct {
-		flag       string
-		texts      []string
-		namespaced bool
-	}{{"--replicate", o.Replicate, true}, {"--replicate-cluster", o.ReplicateCluster, false}} {
-		for _, text := range f.texts {
-			resource, err := replication.ParseResource(text, f.namespaced, path)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", f.flag, err))
-				continue
-			}
-			all = append(all, resource)
-		}
-	}
-	return all, errors.Join(errs...)
+// replicated are the resources that flags name, and the path that they are below.
+func (o Options) replicated() ([]replication.Resource, []string, error) {
+	return replication.ParseFlags(o.Replicate, o.ReplicateCluster, o.ReplicatePath)
 }
 
 // engineReplicated is what the engine knows of replication; nothing where there is
 // none.
 func (o Options) engineReplicated() engine.Replicated {
-	resources, errResources := o.replicated()
-	path, errPath := replication.ParsePath(o.ReplicatePath)
-	if errResources != nil || errPath != nil || len(resources) == 0 && !o.ReplicateAuto {
+	resources, path, err := o.replicated()
+	if err != nil || len(resources) == 0 && !o.ReplicateAuto {
 		return engine.Replicated{}
 	}
 	r := engine.Replicated{Path: path, Auto: o.ReplicateAuto}

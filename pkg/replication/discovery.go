@@ -39,22 +39,43 @@ func watchable(r metav1.APIResource) bool {
 	return slices.Contains(r.Verbs, "list") && slices.Contains(r.Verbs, "watch")
 }
 
-// resolver knows the resources of the API server by their plurals.
-type resolver struct {
+// Resolver knows resources by their plurals.
+type Resolver struct {
 	known map[string][]Resource // without path
 	// failed says of which groups nothing is known; nil if there are none.
 	failed error
 }
 
-// discover asks the API server for all of its resources, each in the version that it
+// NewResolver makes a Resolver of nothing but these resources.
+func NewResolver(resources ...Resource) *Resolver {
+	r := &Resolver{known: make(map[string][]Resource)}
+	for _, resource := range resources {
+		r.Add(resource)
+	}
+	return r
+}
+
+// Add makes one more resource known. One that is known stays, in the version that it
+// was added in.
+func (r *Resolver) Add(resource Resource) {
+	for _, other := range r.known[resource.Resource] {
+		if other.Group == resource.Group {
+			return
+		}
+	}
+	r.known[resource.Resource] = append(r.known[resource.Resource], resource)
+}
+
+// Discover asks the API server for all of its resources, each in the version that it
 // prefers.
-func discover(client discovery.ServerResourcesInterface) (*resolver, error) {
+func Discover(client discovery.ServerResourcesInterface) (*Resolver, error) {
 	lists, err := client.ServerPreferredResources()
 	var some *discovery.ErrGroupDiscoveryFailed
 	if err != nil && !errors.As(err, &some) {
 		return nil, fmt.Errorf("asking the API server for its resources: %w", err)
 	}
-	r := &resolver{known: make(map[string][]Resource), failed: err}
+	r := NewResolver()
+	r.failed = err
 	for _, list := range lists {
 		version, err := schema.ParseGroupVersion(list.GroupVersion)
 		if err != nil {
@@ -62,19 +83,17 @@ func discover(client discovery.ServerResourcesInterface) (*resolver, error) {
 		}
 		for _, resource := range list.APIResources {
 			if watchable(resource) && !strings.Contains(resource.Name, "/") {
-				r.known[resource.Name] = append(r.known[resource.Name], Resource{
-					GroupVersionResource: version.WithResource(resource.Name),
-					Namespaced:           resource.Namespaced,
-				})
+				r.Add(Resource{GroupVersionResource: version.WithResource(resource.Name), Namespaced: resource.Namespaced})
 			}
 		}
 	}
 	return r, nil
 }
 
-// resolve is the resource that policies mean by a name. That of the core group goes
-// before all others, such as the pods of a metrics server.
-func (r *resolver) resolve(name string) (Resource, policy.ResourceState, error) {
+// Resolve is the resource that policies mean by a name. That of the core group goes
+// before all others, such as the pods of a metrics server. With an error the state
+// says whether there is none, or it is not known which.
+func (r *Resolver) Resolve(name string) (Resource, policy.ResourceState, error) {
 	candidates := r.known[name]
 	for _, c := range candidates {
 		if c.Group == "" {

@@ -303,7 +303,7 @@ func (r *Replicator) start(ctx context.Context) {
 	if len(names) == 0 {
 		return
 	}
-	known, err := discover(r.config.Discovery)
+	known, err := Discover(r.config.Discovery)
 	if ctx.Err() != nil {
 		return
 	}
@@ -312,7 +312,7 @@ func (r *Replicator) start(ctx context.Context) {
 			r.note(name, policy.ResourceFailed, err)
 			continue
 		}
-		resource, state, err := known.resolve(name)
+		resource, state, err := known.Resolve(name)
 		if err != nil {
 			r.note(name, state, err)
 			continue

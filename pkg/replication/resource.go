@@ -71,6 +71,32 @@ func ParseResource(text string, namespaced bool, base []string) (Resource, error
 	return r, nil
 }
 
+// ParseFlags reads what --replicate, --replicate-cluster and --replicate-path say: the
+// resources, and the path that they are below. An error names the flag.
+func ParseFlags(namespaced, cluster []string, path string) ([]Resource, []string, error) {
+	base, err := ParsePath(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--replicate-path: %w", err)
+	}
+	var all []Resource
+	var errs []error
+	for _, f := range []struct {
+		flag       string
+		texts      []string
+		namespaced bool
+	}{{"--replicate", namespaced, true}, {"--replicate-cluster", cluster, false}} {
+		for _, text := range f.texts {
+			resource, err := ParseResource(text, f.namespaced, base)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", f.flag, err))
+				continue
+			}
+			all = append(all, resource)
+		}
+	}
+	return all, base, errors.Join(append(errs, CheckPaths(all))...)
+}
+
 // ParsePath reads a path in data: names between slashes.
 func ParsePath(text string) ([]string, error) {
 	parts := strings.Split(strings.Trim(text, "/"), "/")
