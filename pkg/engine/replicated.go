@@ -112,23 +112,29 @@ func readBy(ref ast.Ref, path []string) (name string, ok bool) {
 
 // defined are the names below the path that modules give to packages and rules of
 // their own: no resources.
-func defined(modules map[policy.ID]*module, path []string) map[string]bool {
+func defined(path []string, sets ...map[policy.ID]*module) map[string]bool {
 	names := make(map[string]bool)
-	for _, m := range modules {
-		if m.ast == nil {
-			continue
-		}
-		name, ok := readBy(m.ast.Package.Path, path)
-		switch {
-		case ok && name != "":
-			names[name] = true
-		case ok:
-			for _, rule := range m.ast.Rules {
-				names[string(rule.Head.Name)] = true
-			}
+	for _, modules := range sets {
+		for _, m := range modules {
+			define(names, m.ast, path)
 		}
 	}
 	return names
+}
+
+func define(names map[string]bool, tree *ast.Module, path []string) {
+	if tree == nil {
+		return
+	}
+	name, ok := readBy(tree.Package.Path, path)
+	switch {
+	case ok && name != "":
+		names[name] = true
+	case ok:
+		for _, rule := range tree.Rules {
+			names[string(rule.Head.Name)] = true
+		}
+	}
 }
 
 // Reads are the names of resources that the wanted modules read, and those that are
@@ -138,21 +144,21 @@ func (c *Compiler) Reads(inForce *Snapshot, wanted policy.Set) []string {
 	if !c.parser.replicated.Auto {
 		return nil
 	}
-	modules := c.parser.parse(wanted)
-	own := defined(modules, c.parser.replicated.Path)
+	sets := []map[policy.ID]*module{c.parser.parse(wanted)}
+	if inForce != nil {
+		sets = append(sets, inForce.modules)
+	}
+	own := defined(c.parser.replicated.Path, sets...)
 	names := make(map[string]bool)
-	add := func(modules map[policy.ID]*module) {
+	for _, modules := range sets {
 		for _, m := range modules {
 			for _, r := range m.reads {
-				names[r.name] = r.name != "" && !own[r.name]
+				if r.name != "" && !own[r.name] {
+					names[r.name] = true
+				}
 			}
 		}
 	}
-	add(modules)
-	if inForce != nil {
-		add(inForce.modules)
-	}
-	maps.DeleteFunc(names, func(_ string, wanted bool) bool { return !wanted })
 	return slices.Sorted(maps.Keys(names))
 }
 

@@ -68,7 +68,7 @@ const maxTrials = 1000
 // So is one that reads what is not available: it would find nothing where there may
 // be something. One that is in force already stays.
 func (s *settlement) changes(parsed map[policy.ID]*module, unavailable policy.Unavailable) []change {
-	own := defined(parsed, s.parser.replicated.Path)
+	own := defined(s.parser.replicated.Path, parsed, s.base)
 	var changes []change
 	for id, m := range parsed {
 		from := s.base[id]

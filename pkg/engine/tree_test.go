@@ -134,7 +134,7 @@ func TestReadsGiveWhatOPAsStoreGives(t *testing.T) {
 	} {
 		value := any(content)
 		for _, key := range path {
-			value = value.(map[string]any)[key] //nolint:forcetypeassert // it is the text above
+			value = value.(map[string]any)[key]
 		}
 		v, err := ast.InterfaceToValue(value)
 		if err != nil {
@@ -201,7 +201,7 @@ func TestDocumentsShareWhatIsEqual(t *testing.T) {
 		}
 	}
 	spec := func(term *ast.Term) *ast.Term {
-		return term.Value.(ast.Object).Get(ast.StringTerm("spec")) //nolint:forcetypeassert // it is the object above
+		return term.Value.(ast.Object).Get(ast.StringTerm("spec"))
 	}
 	var kept []*ast.Term
 	for n := range 5000 {

@@ -1,0 +1,318 @@
+package engine_test
+
+import (
+	"maps"
+	"slices"
+	"testing"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// data is the key main of the data ConfigMap opa/<name>.
+func data(name string, created int64, source string) policy.Module {
+	m := module(name, created, source)
+	m.Kind = policy.Data
+	return m
+}
+
+func TestWhatBecomesOfData(t *testing.T) {
+	reader := module("reader", 5, "package k", "p := data.opa.list.main")
+	for name, steps := range map[string][]step{
+		"data is read, changes, and goes with its own path alone": {{
+			set:     []policy.Module{reader, data("list", 1, `{"a": 1}`), data("other", 1, "x: 2\n")},
+			want:    map[string]want{"reader": {"current v1"}, "list": {"current"}, "other": {"current"}},
+			decides: map[string]string{"k/p": `{"a":1}`, "opa/other": `{"main":{"x":2}}`},
+		}, {
+			set:     []policy.Module{reader, data("list", 1, `["b"]`), data("other", 1, "x: 2\n")},
+			want:    map[string]want{"reader": {"current v1"}, "list": {"current"}, "other": {"current"}},
+			decides: map[string]string{"k/p": `["b"]`},
+		}, {
+			set:     []policy.Module{reader, data("other", 1, "x: 2\n")},
+			want:    map[string]want{"reader": {"current v1"}, "other": {"current"}},
+			decides: map[string]string{"k/p": "undefined", "opa": `{"other":{"main":{"x":2}}}`},
+		}},
+		"a broken edit keeps the value before in force": {{
+			set:     []policy.Module{reader, data("list", 1, `{"a": 1}`)},
+			want:    map[string]want{"reader": {"current v1"}, "list": {"current"}},
+			decides: map[string]string{"k/p": `{"a":1}`},
+		}, {
+			set:     []policy.Module{reader, data("list", 1, "{\n\"a\": }")},
+			want:    map[string]want{"reader": {"current v1"}, "list": {"previous", "2:6: invalid_parameter: the data cannot be read: invalid character '}'"}},
+			decides: map[string]string{"k/p": `{"a":1}`},
+		}},
+		"data where a rule is in force is held, and the rule stays": {{
+			set:     []policy.Module{module("rule", 9, "package opa.list", "", "main := 1")},
+			want:    map[string]want{"rule": {"current v1"}},
+			decides: map[string]string{"opa/list/main": "1"},
+		}, {
+			set: []policy.Module{module("rule", 9, "package opa.list", "", "main := 1"), data("list", 1, `{"a": 1}`)},
+			want: map[string]want{
+				"rule": {"current v1"},
+				"list": {"none", "rego_compile_error: conflicting rule for data path opa/list/main found (seen at opa/rule/main:3)"},
+			},
+			decides: map[string]string{"opa/list/main": "1"},
+		}, {
+			set:     []policy.Module{data("list", 1, `{"a": 1}`)},
+			want:    map[string]want{"list": {"current"}},
+			decides: map[string]string{"opa/list/main": `{"a":1}`},
+		}},
+		"a rule where data is in force is held, and the data stays": {{
+			set:     []policy.Module{data("list", 9, `{"a": {"b": 1}}`)},
+			want:    map[string]want{"list": {"current"}},
+			decides: map[string]string{"opa/list/main": `{"a":{"b":1}}`},
+		}, {
+			set: []policy.Module{module("rule", 1, "package opa.list.main.a", "", "b := 2"), data("list", 9, `{"a": {"b": 1}}`)},
+			want: map[string]want{
+				"rule": {"none", "3:1: rego_compile_error: conflicting rule for data path opa/list/main/a/b found"}, "list": {"current"},
+			},
+			decides: map[string]string{"opa/list/main": `{"a":{"b":1}}`},
+		}, {
+			set:     []policy.Module{module("rule", 1, "package opa.list.main.a", "", "b := 2"), data("list", 9, `{"a": {"c": 1}}`)},
+			want:    map[string]want{"rule": {"current v1"}, "list": {"current"}},
+			decides: map[string]string{"opa/list/main": `{"a":{"b":2,"c":1}}`},
+		}},
+		"a rule below a value that has no fields is held": {{
+			set:  []policy.Module{module("rule", 2, "package opa.list.main", "", "b := 2"), data("list", 1, `[1]`)},
+			want: map[string]want{"rule": {"none", "3:1: rego_compile_error: conflicting rule for data path opa/list/main/b found"}, "list": {"current"}},
+		}},
+		"of a rule and data that are both new the older object wins": {{
+			set: []policy.Module{module("rule", 1, "package opa.list", "", "main := 1"), data("list", 2, `1`)},
+			want: map[string]want{
+				"rule": {"current v1"}, "list": {"none", "rego_compile_error: conflicting rule for data path"},
+			},
+		}},
+		"a key that becomes data and policy again": {{
+			set:     []policy.Module{module("a", 1, "package k", "p := 1")},
+			want:    map[string]want{"a": {"current v1"}},
+			decides: map[string]string{"k/p": "1"},
+		}, {
+			set:     []policy.Module{data("a", 1, `"package k"`)},
+			want:    map[string]want{"a": {"current"}},
+			decides: map[string]string{"k/p": "undefined", "opa/a/main": `"package k"`},
+		}, {
+			set:     []policy.Module{module("a", 1, "package k", "p := 1")},
+			want:    map[string]want{"a": {"current v1"}},
+			decides: map[string]string{"k/p": "1", "opa/a": "undefined"},
+		}},
+		"many that clash are each found": {{
+			set: []policy.Module{
+				data("a", 1, "1"), data("b", 2, "2"), data("c", 3, "3"), module("ra", 4, "package opa.a", "main := 1"),
+				module("rc", 5, "package opa.c", "main := 1"), module("good", 6, "package k", "p := data.opa"),
+			},
+			want: map[string]want{
+				"a": {"current"}, "b": {"current"}, "c": {"current"}, "good": {"current v1"},
+				"ra": {"none", "2:1: rego_compile_error: conflicting rule for data path opa/a/main found"},
+				"rc": {"none", "2:1: rego_compile_error: conflicting rule for data path opa/c/main found"},
+			},
+			decides: map[string]string{"k/p": `{"a":{"main":1},"b":{"main":2},"c":{"main":3}}`},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) { play(t, steps) })
+	}
+}
+
+func newReplicating(t *testing.T, r engine.Replicated) *engine.Compiler {
+	t.Helper()
+	c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, Replicated: r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// at gives a module the id of a key.
+func at(m policy.Module, namespace, name, key string) policy.Module {
+	m.ID = policy.ID{Namespace: namespace, Name: name, Key: key}
+	return m
+}
+
+func TestNothingIsInTheWayOfReplicatedObjects(t *testing.T) {
+	explicit := engine.Replicated{Path: []string{"kubernetes"}, Resources: [][]string{{"kubernetes", "pods"}, {"kubernetes", "own", "path"}}}
+	auto := engine.Replicated{Path: []string{"kubernetes"}, Auto: true}
+	for _, test := range []struct {
+		name       string
+		replicated engine.Replicated
+		module     policy.Module
+		want       want
+	}{
+		{
+			"data below the path", explicit, at(data("pods", 1, "1"), "kubernetes", "pods", "web"),
+			want{"none", "invalid_parameter: data.kubernetes.pods.web is where objects of the cluster are replicated"},
+		},
+		{"data of a resource that somebody may come to read", auto, at(data("any", 1, "1"), "kubernetes", "any", "k"), want{"none", "invalid_parameter: "}},
+		{"data where nothing is replicated", engine.Replicated{}, at(data("pods", 1, "1"), "kubernetes", "pods", "web"), want{"current"}},
+		{"data of a namespace that is called like a resource", explicit, at(data("a", 1, "1"), "pods", "a", "k"), want{"current"}},
+		{
+			"a rule that is a resource", explicit, module("a", 1, "package kubernetes", "", "pods := 1"),
+			want{"none", "3:1: rego_compile_error: conflicting rule for data path kubernetes/pods found"},
+		},
+		{
+			"a rule among the objects", explicit, module("a", 1, "package kubernetes.pods", "", "web := 1"),
+			want{"none", "3:1: rego_compile_error: conflicting rule for data path kubernetes/pods/web found"},
+		},
+		{
+			"a rule on the way to a resource", explicit, module("a", 1, "package kubernetes", "own := 1"),
+			want{"none", "2:1: rego_compile_error: conflicting rule for data path kubernetes/own found"},
+		},
+		{"a rule beside resources", explicit, module("a", 1, "package kubernetes.admission", "deny := 1"), want{"current v1"}},
+		{"where policies say what is replicated, what they define is theirs", auto, module("a", 1, "package kubernetes.pods", "web := 1"), want{"current v1"}},
+		{
+			"a namespace that is called system", engine.Replicated{}, at(data("a", 1, "1"), "system", "main", "allowed"),
+			want{"none", "unauthorized: the data of namespace system would be data.system"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newReplicating(t, test.replicated)
+			_, report := settle(c, c.Empty(), policy.NewSet(test.module))
+			checkReport(t, report, map[string]want{test.module.ID.Name: test.want})
+		})
+	}
+}
+
+func TestReads(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		lines []string
+		want  []string
+	}{
+		{"by a full path", []string{"p := data.kubernetes.pods[ns][name]"}, []string{"pods"}},
+		{"by brackets", []string{`p := data["kubernetes"]["pods"]`}, []string{"pods"}},
+		{"by an import", []string{"import data.kubernetes.namespaces", "p := namespaces[input.ns]"}, []string{"namespaces"}},
+		{"by an import of another name", []string{"import data.kubernetes.namespaces as n", "p := n"}, []string{"namespaces"}},
+		{"by an import of the path", []string{"import data.kubernetes as k", "p := k.ingresses[_][_]"}, []string{"ingresses"}},
+		{"an import that nobody uses", []string{"import data.kubernetes.namespaces", "p := 1"}, nil},
+		{"in a comprehension", []string{"p := [x | x := data.kubernetes.pods[_][_]]"}, []string{"pods"}},
+		{"in a default, a head, an else and a function", []string{
+			"f(x) := data.kubernetes.a[x]", "p[data.kubernetes.b.x] := data.kubernetes.c.x if true", "q := 1 if false else := data.kubernetes.d.y",
+		}, []string{"a", "b", "c", "d"}},
+		{"in a test's with", []string{"p if { q with data.kubernetes.pods as data.kubernetes.nodes }", "q := 1"}, []string{"nodes"}},
+		{"in v0", []string{"p[x] { x = data.kubernetes.pods[_][_] }"}, []string{"pods"}},
+		{"what policies define", []string{"p := data.kubernetes.admission.deny"}, nil},
+		{"elsewhere", []string{"p := data.pods.kubernetes", "q := input.data.kubernetes.pods"}, nil},
+		{"no resource by name", []string{"p := data.kubernetes[input.kind]", "q := data.kubernetes"}, nil},
+		{"all of data", []string{"p := data[input.x].pods"}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
+			set := policy.NewSet(
+				module("reader", 1, append([]string{"package k"}, test.lines...)...),
+				module("admission", 1, "package kubernetes.admission", "deny contains 1 if true"),
+			)
+			snapshot, report := settle(c, c.Empty(), set)
+			if held := report.Held(); len(held) > 0 {
+				t.Fatalf("held: %v", held)
+			}
+			if got := c.Reads(nil, set); !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if got := c.Reads(snapshot, nil); !slices.Equal(got, test.want) {
+				t.Errorf("in force: got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+func TestThePathOfReplicatedObjectsMayBeLong(t *testing.T) {
+	c := newReplicating(t, engine.Replicated{Path: []string{"my", "cluster"}, Auto: true})
+	set := policy.NewSet(
+		module("a", 1, "package k", "p := data.my.cluster.pods", "q := data.my.other.nodes", "r := data.my.cluster.own"),
+		module("b", 1, "package my.cluster", "own := 1"),
+	)
+	if got := c.Reads(nil, set); !slices.Equal(got, []string{"pods"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestUnnamedTellsWhereNoResourceIsNamed(t *testing.T) {
+	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
+	got := c.Unnamed(policy.NewSet(
+		module("a", 1, "package k", "", "p := data.kubernetes[input.x]"), module("b", 1, "package k", "q := data.kubernetes.pods"),
+	))
+	if p := got[policy.ID{Namespace: "opa", Name: "a", Key: "main"}]; len(got) != 1 || p.Row != 3 || p.Col != 6 {
+		t.Errorf("got %v", got)
+	}
+}
+
+// A change that comes to read what is not known is held until it is; what is in
+// force already stays, with a warning.
+func TestWhatReadsTheUnknownIsHeld(t *testing.T) {
+	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
+	forbidden := policy.Resource{Name: "pods", Path: "data.kubernetes.pods", State: policy.ResourceFailed, Reason: "pods is forbidden"}
+	loading := forbidden
+	loading.State, loading.Reason = policy.ResourceLoading, "waiting for the first list"
+	old := module("a", 1, "package k", "p := 1")
+	reads := module("a", 1, "package k", "", "p := data.kubernetes.pods.x.y")
+	other := module("b", 2, "package k", "q := 2")
+
+	snapshot, _ := settle(c, c.Empty(), policy.NewSet(old))
+	c.SetUnavailable(policy.Unavailable{"pods": loading})
+	snapshot, report := settle(c, snapshot, policy.NewSet(reads, other))
+	checkReport(t, report, map[string]want{
+		"a": {"previous v1", "3:6: replication_pending: data.kubernetes.pods is not known: waiting for the first list"}, "b": {"current v1"},
+	})
+	if !report.Modules[0].Pending() {
+		t.Error("what waits for a list is not pending")
+	}
+	c.SetUnavailable(policy.Unavailable{"pods": forbidden})
+	snapshot, report = settle(c, snapshot, policy.NewSet(reads, other))
+	checkReport(t, report, map[string]want{
+		"a": {"previous v1", "3:6: replication_error: data.kubernetes.pods is not known: pods is forbidden"}, "b": {"current v1"},
+	})
+	if report.Modules[0].Pending() {
+		t.Error("what is forbidden is pending")
+	}
+	c.SetUnavailable(nil)
+	snapshot, report = settle(c, snapshot, policy.NewSet(reads, other))
+	checkReport(t, report, map[string]want{"a": {"current v1"}, "b": {"current v1"}})
+
+	c.SetUnavailable(policy.Unavailable{"pods": forbidden, "nodes": forbidden})
+	_, report = settle(c, snapshot, policy.NewSet(reads, other))
+	checkReport(t, report, map[string]want{"a": {"current v1"}, "b": {"current v1"}})
+	if got := texts(report.Modules[0].Warnings); len(got) != 1 || !like(got[0], "3:6: replication_error: data.kubernetes.pods is not known: pods is forbidden") {
+		t.Errorf("the warnings are %q", got)
+	}
+	c.SetUnavailable(policy.Unavailable{"pods": loading})
+	if _, report = settle(c, snapshot, policy.NewSet(reads, other)); len(report.Modules[0].Warnings) > 0 {
+		t.Errorf("the warnings are %q", report.Modules[0].Warnings)
+	}
+}
+
+// What one module defines is no resource for another, whatever its name.
+func TestNamesThatPoliciesDefineAreNotWaitedFor(t *testing.T) {
+	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
+	c.SetUnavailable(policy.Unavailable{"pods": {Name: "pods", State: policy.ResourceMissing}})
+	set := policy.NewSet(module("a", 1, "package kubernetes.pods", "x := 1"), module("b", 1, "package k", "p := data.kubernetes.pods.x"))
+	_, report := settle(c, c.Empty(), set)
+	checkReport(t, report, map[string]want{"a": {"current v1"}, "b": {"current v1"}})
+}
+
+func TestObjectsAndDataOfConfigMapsStandBesideEachOther(t *testing.T) {
+	e := enforcing(t, nil, data("list", 1, `["a"]`), module("k", 1, "package k", "all := {n | data.kubernetes.pods[_][n]}", "list := data.opa.list.main",
+		"one := data.kubernetes.pods.ns.web.spec.image"))
+	apply := func(image, name string) {
+		content, err := e.NewDocument(map[string]any{"spec": map[string]any{"image": image}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Apply(engine.Change{Path: []string{"kubernetes", "pods", "ns", name}, Content: content})
+	}
+	check := func(want map[string]string) {
+		t.Helper()
+		for _, path := range slices.Sorted(maps.Keys(want)) {
+			if got := decide(t, e, path, nil); got != want[path] {
+				t.Errorf("%s: got %s, want %s", path, got, want[path])
+			}
+		}
+	}
+	check(map[string]string{"k/all": "[]", "k/list": `["a"]`, "k/one": "undefined"})
+	apply("one", "web")
+	apply("two", "db")
+	check(map[string]string{"k/all": `["db","web"]`, "k/list": `["a"]`, "k/one": `"one"`})
+	apply("three", "web")
+	check(map[string]string{"k/one": `"three"`, "opa": `{"list":{"main":["a"]}}`})
+	e.Apply(engine.Change{Path: []string{"kubernetes", "pods"}, Content: engine.NewCollection()})
+	check(map[string]string{"k/all": "[]", "kubernetes": `{"pods":{}}`})
+	e.Apply(engine.Change{Path: []string{"kubernetes", "pods"}})
+	check(map[string]string{"k/all": "[]", "kubernetes": "undefined", "k/list": `["a"]`})
+}
