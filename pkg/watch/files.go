@@ -1,13 +1,9 @@
 package watch
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -21,8 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
-	"sigs.k8s.io/yaml"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
@@ -100,7 +94,7 @@ func (f *Files) ConfigMaps() ([]*corev1.ConfigMap, error) {
 
 // read reads one path anew, and keeps what it read before of what is broken now.
 func (f *Files) read(path string) error {
-	files, err := expand(path)
+	files, err := Expand(path, ManifestExtensions()...)
 	if err != nil {
 		return err
 	}
@@ -171,28 +165,6 @@ func folder(path string) string {
 	return filepath.Dir(path)
 }
 
-// expand is path itself, or the manifests in it if it is a folder.
-func expand(path string) ([]string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading manifests: %w", err)
-	}
-	if !info.IsDir() {
-		return []string{path}, nil
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return nil, fmt.Errorf("reading manifests: %w", err)
-	}
-	var files []string
-	for _, entry := range entries {
-		if !entry.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(entry.Name())) {
-			files = append(files, filepath.Join(path, entry.Name()))
-		}
-	}
-	return files, nil
-}
-
 // errEmpty is the state of a file that somebody has just begun to write: what
 // was in it before stays until there is more to read.
 var errEmpty = errors.New("the file is empty")
@@ -210,67 +182,16 @@ func (f *Files) readFile(file string) ([]*corev1.ConfigMap, error) {
 	if len(data) == 0 {
 		return nil, errEmpty
 	}
-	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	var configMaps []*corev1.ConfigMap
-	for n := 1; ; n++ {
-		document, err := documents.Read()
-		if errors.Is(err, io.EOF) {
-			return configMaps, nil
-		}
-		if err == nil {
-			configMaps, err = f.readDocument(configMaps, document)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading %s, document %d: %w", file, n, err)
-		}
-	}
-}
-
-// manifest is what must be known of an object before it is read: a ConfigMap,
-// or a list of objects.
-type manifest struct {
-	APIVersion string            `json:"apiVersion"`
-	Kind       string            `json:"kind"`
-	Items      []json.RawMessage `json:"items"`
-}
-
-// readDocument appends the ConfigMaps of one YAML document that are policies. It
-// is as strict as kubectl: an unknown field or a number for a text is an error.
-func (f *Files) readDocument(configMaps []*corev1.ConfigMap, document []byte) ([]*corev1.ConfigMap, error) {
-	object, err := yaml.YAMLToJSONStrict(document)
-	if err != nil {
-		return nil, err
-	}
-	if bytes.Equal(object, []byte("null")) {
-		return configMaps, nil // nothing but comments
-	}
-	var m manifest
-	if err := json.Unmarshal(object, &m); err != nil {
-		return nil, errors.New("this is no manifest of a Kubernetes object (Rego goes into the data of a ConfigMap)")
-	}
-	if m.APIVersion != "v1" {
-		return configMaps, nil
-	}
-	switch m.Kind {
-	case "List", "ConfigMapList":
-		for i, item := range m.Items {
-			if configMaps, err = f.readDocument(configMaps, item); err != nil {
-				return nil, fmt.Errorf("item %d: %w", i, err)
-			}
-		}
-	case "ConfigMap":
-		cm := new(corev1.ConfigMap)
-		decoder := json.NewDecoder(bytes.NewReader(object))
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(cm); err != nil {
-			return nil, err
-		}
-		if cm.Name == "" {
-			return nil, errors.New("a ConfigMap without metadata.name")
-		}
-		if f.wants(cm) {
+	err = ReadManifests(data, func(m Manifest) error {
+		cm, err := m.ConfigMap()
+		if cm != nil && f.wants(cm) {
 			configMaps = append(configMaps, cm)
 		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading %s, %w", file, err)
 	}
 	return configMaps, nil
 }
