@@ -70,6 +70,13 @@ func reads(tree *ast.Module, path []string) []read {
 			switch v := x.Value.(type) {
 			case ast.Ref:
 				note(resolve(v, aliases), x.Location)
+				if _, ok := v[0].Value.(ast.Var); !ok {
+					visitor.Walk(v[0])
+				}
+				for _, key := range v[1:] {
+					visitor.Walk(key)
+				}
+				return true // an alias at its head is not read by itself
 			case ast.Var:
 				note(aliases[v], x.Location)
 			}
@@ -162,21 +169,40 @@ func (c *Compiler) Reads(inForce *Snapshot, wanted policy.Set) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// Unnamed are the places where modules read objects of the cluster without saying
-// of which resource, by module.
-func (c *Compiler) Unnamed(set policy.Set) map[policy.ID]policy.Problem {
-	found := make(map[policy.ID]policy.Problem)
-	for id, m := range c.parser.parse(set) {
-		for _, r := range m.reads {
-			if r.name == "" {
-				found[id] = policy.Problem{
-					Code: policy.CodeUnavailable, Row: r.row, Col: r.col,
-					Message: "the text does not say which resource is read",
-				}
+// Read is a place where a module reads objects of the cluster.
+type Read struct {
+	Module policy.ID
+	// Name is that of the resource; empty if the text does not say which.
+	Name     string
+	Row, Col int
+}
+
+// Places are where the modules of a set read objects of the cluster, for each name the
+// first of each module. They are in the order of the modules.
+func (c *Compiler) Places(set policy.Set) []Read {
+	modules := c.parser.parse(set)
+	own := defined(c.parser.replicated.Path, modules)
+	var places []Read
+	for _, id := range sortedIDs(modules) {
+		for _, r := range modules[id].reads {
+			if !own[r.name] {
+				places = append(places, Read{Module: id, Name: r.name, Row: r.row, Col: r.col})
 			}
 		}
 	}
-	return found
+	return places
+}
+
+// Broken are the problems of the modules of a set that cannot be read, so that nobody
+// knows what they ask of the cluster.
+func (c *Compiler) Broken(set policy.Set) map[policy.ID][]policy.Problem {
+	broken := make(map[policy.ID][]policy.Problem)
+	for id, m := range c.parser.parse(set) {
+		if len(m.problems) > 0 {
+			broken[id] = inSource(m.problems, m)
+		}
+	}
+	return broken
 }
 
 // missing are the problems of a module that reads what is not available.

@@ -224,12 +224,37 @@ func TestThePathOfReplicatedObjectsMayBeLong(t *testing.T) {
 	}
 }
 
-func TestUnnamedTellsWhereNoResourceIsNamed(t *testing.T) {
+func TestPlacesAreWhereModulesReadObjects(t *testing.T) {
 	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
-	got := c.Unnamed(policy.NewSet(
-		module("a", 1, "package k", "", "p := data.kubernetes[input.x]"), module("b", 1, "package k", "q := data.kubernetes.pods"),
+	place := func(name, resource string, row, col int) engine.Read {
+		return engine.Read{Module: policy.ID{Namespace: "opa", Name: name, Key: "main"}, Name: resource, Row: row, Col: col}
+	}
+	got := c.Places(policy.NewSet(
+		module("d", 1, "package kubernetes.own", "p := data.kubernetes.own.q", "q := 1"),
+		module("c", 1, "package k", "import data.kubernetes as k", "p := k.pods", "q := k[input.x]", "r := {k}", "s := k[data.kubernetes.pods.x]"),
+		module("b", 1, "package k", "", "p := data.kubernetes[input.x]", "q := [x | x := data.kubernetes.nodes][0]"),
+		module("a", 1, "package k", "p := data.kubernetes.pods", "q := data.kubernetes.pods", "r := data.kubernetes.jobs"),
+		module("broken", 1, "package k", "p := data.kubernetes.services["),
 	))
-	if p := got[policy.ID{Namespace: "opa", Name: "a", Key: "main"}]; len(got) != 1 || p.Row != 3 || p.Col != 6 {
+	want := []engine.Read{
+		place("a", "pods", 2, 6), place("a", "jobs", 4, 6),
+		place("b", "", 3, 6), place("b", "nodes", 4, 16),
+		place("c", "pods", 3, 6), place("c", "", 4, 6),
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
+func TestBrokenAreTheModulesThatNobodyCanRead(t *testing.T) {
+	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
+	got := c.Broken(policy.NewSet(
+		module("good", 1, "package k", "p := data.kubernetes.pods"),
+		module("incomplete", 1, "package k", "p := data.lib.f(1)"),
+		module("broken", 1, "package k", "p := data.kubernetes.services["),
+	))
+	problems := got[policy.ID{Namespace: "opa", Name: "broken", Key: "main"}]
+	if len(got) != 1 || len(problems) == 0 || problems[0].Row != 2 || problems[0].Source != "p := data.kubernetes.services[" {
 		t.Errorf("got %v", got)
 	}
 }
