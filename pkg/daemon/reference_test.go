@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/util"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -50,7 +51,9 @@ func modulesOf(configMaps []*corev1.ConfigMap) policy.Set {
 		_, _ = fmt.Sscan(cm.ResourceVersion, &version)
 		m := policy.Module{Created: cm.CreationTimestamp.Time, ObjectVersion: version}
 		asked, ok := cm.Annotations[configmap.RegoVersionAnnotation]
-		if m.Version = policy.RegoVersion(asked); ok && !slices.Contains([]string{"auto", "v0", "v1"}, asked) {
+		if m.Version = policy.RegoVersion(asked); isData(cm) {
+			m.Version, m.Kind = "", policy.Data
+		} else if ok && !slices.Contains([]string{"auto", "v0", "v1"}, asked) {
 			m.Version, m.Defect = "", "unknown version"
 		}
 		for key, text := range cm.Data {
@@ -59,7 +62,7 @@ func modulesOf(configMaps []*corev1.ConfigMap) policy.Set {
 		}
 		for key := range cm.BinaryData {
 			id := policy.ID{Namespace: cm.Namespace, Name: cm.Name, Key: key}
-			set[id] = policy.Module{ID: id, Created: m.Created, ObjectVersion: version, Defect: "binary"}
+			set[id] = policy.Module{ID: id, Kind: m.Kind, Created: m.Created, ObjectVersion: version, Defect: "binary"}
 		}
 	}
 	return set
@@ -67,7 +70,7 @@ func modulesOf(configMaps []*corev1.ConfigMap) policy.Set {
 
 // same reports whether two modules of one name mean the same.
 func same(a, b policy.Module) bool {
-	return a.Source == b.Source && a.Version == b.Version && a.Defect == b.Defect
+	return a.Kind == b.Kind && a.Source == b.Source && a.Version == b.Version && a.Defect == b.Defect
 }
 
 // has reports whether the module is in the set in the same text.
@@ -103,7 +106,7 @@ func treeOf(m policy.Module) *ast.Module {
 // parsePlainly parses a module in the version that its author asked for, or in v1 and if
 // that fails in v0.
 func parsePlainly(m policy.Module) *ast.Module {
-	if m.Defect != "" {
+	if m.Defect != "" || m.Kind == policy.Data {
 		return nil
 	}
 	versions := map[policy.RegoVersion][]ast.RegoVersion{policy.RegoV0: {ast.RegoV0}, policy.RegoV1: {ast.RegoV1}}[m.Version]
@@ -125,13 +128,65 @@ func parsePlainly(m policy.Module) *ast.Module {
 	return nil
 }
 
+// valueOf is what data says, and false if that is nothing. OPA's own reader takes
+// objects with a key twice.
+func valueOf(m policy.Module) (value any, ok bool) {
+	err := util.Unmarshal([]byte(m.Source), &value)
+	return value, err == nil && m.Kind == policy.Data && m.Defect == "" && strings.Count(m.Source, "limit") < 2
+}
+
+// isReadable reports whether a module is good for anything.
+func isReadable(m policy.Module) bool {
+	_, ok := valueOf(m)
+	return ok || treeOf(m) != nil
+}
+
+// dataOf is all data of modules.
+func dataOf(modules policy.Set) map[string]any {
+	root := make(map[string]any)
+	for id, m := range modules {
+		value, ok := valueOf(m)
+		if !ok {
+			continue
+		}
+		at := root
+		for _, key := range []string{id.Namespace, id.Name} {
+			if at[key] == nil {
+				at[key] = make(map[string]any)
+			}
+			at = at[key].(map[string]any)
+		}
+		at[id.Key] = value
+	}
+	return root
+}
+
+// inTheWay reports whether there is data where a rule would be, or something that has
+// no fields on the way there.
+func inTheWay(at any, path []string) bool {
+	for _, key := range path {
+		object, ok := at.(map[string]any)
+		if !ok {
+			return true
+		}
+		if at, ok = object[key]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
 // compilePlainly compiles modules as OPA does on its own.
 func compilePlainly(modules policy.Set) *ast.Compiler {
 	all := make(map[string]*ast.Module)
 	for id, m := range modules {
-		all[id.String()] = treeOf(m)
+		if m.Kind != policy.Data {
+			all[id.String()] = treeOf(m)
+		}
 	}
-	compiler := ast.NewCompiler().WithCapabilities(plainCapabilities()).SetErrorLimit(0)
+	data := dataOf(modules)
+	compiler := ast.NewCompiler().WithCapabilities(plainCapabilities()).SetErrorLimit(0).
+		WithPathConflictsCheck(func(path []string) (bool, error) { return inTheWay(data, path), nil })
 	compiler.Compile(all)
 	return compiler
 }
@@ -147,7 +202,7 @@ type wish struct {
 func wishes(inForce, wanted policy.Set) []wish {
 	var all []wish
 	for id, m := range wanted {
-		if !has(inForce, m) && treeOf(m) != nil {
+		if !has(inForce, m) && isReadable(m) {
 			all = append(all, wish{Module: wanted[id]})
 		}
 	}

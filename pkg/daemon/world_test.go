@@ -18,6 +18,7 @@ import (
 )
 
 const (
+	dataLabel   = "openpolicyagent.org/data"
 	policyLabel = "openpolicyagent.org/policy"
 	// trustedNamespace is the only one that may declare packages under system.
 	trustedNamespace = "opa"
@@ -68,7 +69,29 @@ var texts = [][]string{{
 	"package k\nq := http.send({})",
 	"not rego",
 	"",
+}, {
+	"package opa.a\nx := 1",
+	"package opa.a.x\nlimit := 1",
+	"package team.a.x.list\ny contains 1",
+	"package team\na := data.k.p",
+	"package k\np := data.opa.a.x",
+	"package k\nq := data.opa.a.x.limit + data.lib.f(1)",
+	"package system\nmain := data.team",
 }}
+
+// dataTexts are what data is made of: good ones, broken ones, and such as are in the
+// way of rules, or not.
+var dataTexts = []string{
+	`{"limit": 1}`,
+	`{"limit": {"x": 2}}`,
+	"list:\n- y\n- z\n",
+	`{"list": {"y": "text"}}`,
+	"3",
+	"text",
+	"{",
+	`{"limit": 1, "limit": 2}`,
+	"a: b: c",
+}
 
 // world is a cluster in memory: the objects of it are replaced, never changed.
 type world struct {
@@ -93,7 +116,7 @@ func newWorld(seed uint64) *world {
 		configMaps: make(map[types.NamespacedName]*corev1.ConfigMap),
 		revisions:  make(map[types.NamespacedName][]*appsv1.ControllerRevision),
 	}
-	for _, group := range [][]string{pick(w.random, texts[:2]), pick(w.random, texts[:3]), texts[3]} {
+	for _, group := range [][]string{pick(w.random, texts[:2]), pick(w.random, texts[:3]), texts[3], pick(w.random, [][]string{nil, texts[4]})} {
 		group = slices.Clone(group)
 		w.random.Shuffle(len(group), func(i, j int) { group[i], group[j] = group[j], group[i] })
 		w.texts = append(w.texts, group[:(1+len(group))/2]...)
@@ -142,14 +165,13 @@ func (w *world) change(cm *corev1.ConfigMap, what int) (string, *corev1.ConfigMa
 	key := pick(w.random, w.keys)
 	switch what {
 	case 2, 3:
-		if _, ok := cm.Labels[policyLabel]; ok {
-			delete(cm.Labels, policyLabel)
+		if isWatched(cm) {
+			delete(cm.Labels, pick(w.random, []string{policyLabel, policyLabel, dataLabel}))
 			return "take the label from", cm
 		}
 		fallthrough
 	case 4:
-		cm.Labels = map[string]string{policyLabel: "rego"}
-		return "label", cm
+		return "label", w.label(cm)
 	case 5:
 		cm.Annotations = map[string]string{configmap.RegoVersionAnnotation: pick(w.random, []string{"v0", "v1", "auto", "v2"})}
 		return "set the version of", cm
@@ -173,9 +195,36 @@ func (w *world) change(cm *corev1.ConfigMap, what int) (string, *corev1.ConfigMa
 	if cm.Data == nil {
 		cm.Data = make(map[string]string)
 	}
-	cm.Data[key] = pick(w.random, w.texts)
+	cm.Data[key] = w.text(cm)
 	return "edit", cm
 }
+
+// label makes a ConfigMap a policy, or data, or both; its texts go with that, as a
+// rule.
+func (w *world) label(cm *corev1.ConfigMap) *corev1.ConfigMap {
+	cm.Labels = pick(w.random, []map[string]string{
+		{policyLabel: "rego"}, {policyLabel: "rego"}, {dataLabel: "opa"}, {policyLabel: "rego", dataLabel: "opa"},
+	})
+	for key := range cm.Data {
+		if w.random.IntN(3) > 0 {
+			cm.Data[key] = w.text(cm)
+		}
+	}
+	return cm
+}
+
+// text is one for a ConfigMap with these labels.
+func (w *world) text(cm *corev1.ConfigMap) string {
+	if isData(cm) {
+		return pick(w.random, dataTexts)
+	}
+	return pick(w.random, w.texts)
+}
+
+func isData(cm *corev1.ConfigMap) bool { return cm.Labels[dataLabel] == "opa" }
+
+// isWatched reports whether a ConfigMap is policy or data.
+func isWatched(cm *corev1.ConfigMap) bool { return isData(cm) || cm.Labels[policyLabel] == "rego" }
 
 func (w *world) newConfigMap(name types.NamespacedName) *corev1.ConfigMap {
 	w.clock += w.random.Int64N(2)
@@ -186,8 +235,11 @@ func (w *world) newConfigMap(name types.NamespacedName) *corev1.ConfigMap {
 		CreationTimestamp: metav1.Unix(w.clock, 0),
 	}}
 	cm.Data = make(map[string]string)
+	if w.random.IntN(5) == 0 {
+		w.label(cm)
+	}
 	for range 1 + w.random.IntN(len(w.keys)) {
-		cm.Data[pick(w.random, w.keys)] = pick(w.random, w.texts)
+		cm.Data[pick(w.random, w.keys)] = w.text(cm)
 	}
 	return cm
 }
@@ -212,7 +264,7 @@ func (w *world) Run(context.Context, func()) error { return nil }
 func (w *world) ConfigMaps() ([]*corev1.ConfigMap, error) {
 	var all []*corev1.ConfigMap
 	for _, cm := range w.configMaps {
-		if cm.Labels[policyLabel] == "rego" {
+		if isWatched(cm) {
 			all = append(all, cm)
 		}
 	}
@@ -266,7 +318,7 @@ func (r recorder) record(w *world, name types.NamespacedName) error {
 		return id.Namespace != name.Namespace || id.Name != name.Name
 	})
 	if !r.isPolicy(name) && len(inForce) == 0 {
-		if cm, ok := w.configMaps[name]; ok && cm.Labels[policyLabel] == "rego" {
+		if cm, ok := w.configMaps[name]; ok && isWatched(cm) {
 			return nil
 		}
 		w.tell("forget the revisions of %s", name)
@@ -299,7 +351,7 @@ func describe(modules policy.Set) string {
 	var all []string
 	for _, id := range modules.IDs() {
 		m := modules[id]
-		all = append(all, fmt.Sprintf("%s %s%q of version %d", id, m.Version, m.Source, m.ObjectVersion))
+		all = append(all, fmt.Sprintf("%s %s%s%q of version %d", id, m.Kind, m.Version, m.Source, m.ObjectVersion))
 	}
 	return strings.Join(all, "; ")
 }
