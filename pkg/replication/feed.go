@@ -47,6 +47,7 @@ type feed struct {
 	mu     sync.Mutex
 	state  policy.ResourceState
 	reason string
+	lost   error // why an object could not be taken; nil if all could since the last list
 }
 
 // run follows the resource until ctx ends.
@@ -91,8 +92,12 @@ func (f *feed) heard(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 	case err == nil:
 		f.become(func() {
-			if f.reason = ""; f.state != policy.ResourceLoaded {
+			switch f.state {
+			case policy.ResourceLoaded:
+				f.reason = ""
+			case policy.ResourceMissing:
 				f.state, f.reason = policy.ResourceLoading, waiting
+			case policy.ResourceLoading, policy.ResourceFailed: // until the list is there
 			}
 		})
 	case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err):
@@ -149,11 +154,21 @@ type entry struct {
 // lastApplied is the annotation in which kubectl keeps the whole object once more.
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
-// entryOf makes an entry of an object, or passes on the one that is made already.
+// entryOf makes an entry of an object, or passes on the one that is made already. An
+// error is remembered: the reflector goes on without the object, and nobody else would
+// know.
 func (f *feed) entryOf(object any) (entry, error) {
 	if e, ok := object.(entry); ok {
 		return e, nil
 	}
+	e, err := f.newEntry(object)
+	if err != nil {
+		f.become(func() { f.state, f.reason, f.lost = policy.ResourceFailed, err.Error(), err })
+	}
+	return e, err
+}
+
+func (f *feed) newEntry(object any) (entry, error) {
 	u, ok := object.(*unstructured.Unstructured)
 	if !ok {
 		return entry{}, fmt.Errorf("replicating %s: got a %T", f, object)
@@ -223,7 +238,7 @@ func (f *feed) Delete(object any) error {
 	}
 	path, err := f.pathOf(u.GetNamespace(), u.GetName())
 	if err != nil {
-		return err
+		return err // and it was never taken
 	}
 	f.batches.add(engine.Change{Path: slices.Concat(f.Path, path)})
 	return nil
@@ -239,9 +254,21 @@ func (f *feed) Replace(objects []any, _ string) error {
 		}
 		changes = append(changes, engine.Change{Path: e.path, Content: e.content})
 	}
+	if err := f.takeLost(); err != nil {
+		return err
+	}
 	f.replace(changes)
 	f.become(func() { f.state, f.reason = policy.ResourceLoaded, "" })
 	return nil
+}
+
+// takeLost is why an object of the list could not be taken; the next list begins anew.
+func (f *feed) takeLost() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.lost
+	f.lost = nil
+	return err
 }
 
 func (f *feed) replace(changes []engine.Change) {

@@ -158,7 +158,7 @@ func (r *Replicator) Want(names []string) {
 	defer r.mu.Unlock()
 	wanted := make(map[string]policy.Resource, len(names))
 	for _, name := range names {
-		if r.fixedFor(name) != nil {
+		if r.isFixed(name) {
 			continue
 		}
 		wanted[name] = cmp.Or(r.wanted[name], policy.Resource{
@@ -179,14 +179,13 @@ func (r *Replicator) pathOf(name string) string {
 	return "data." + strings.Join(append(slices.Clone(r.config.Path), name), ".")
 }
 
-// fixedFor is the feed that a flag has given the path of a name.
-func (r *Replicator) fixedFor(name string) *feed {
-	for _, f := range r.fixed {
-		if slices.Equal(f.Path, append(slices.Clone(r.config.Path), name)) {
-			return f
-		}
-	}
-	return nil
+// isFixed reports whether a flag has put a resource at the path of a name, or below
+// it.
+func (r *Replicator) isFixed(name string) bool {
+	path := append(slices.Clone(r.config.Path), name)
+	return slices.ContainsFunc(r.fixed, func(f *feed) bool {
+		return len(f.Path) >= len(path) && slices.Equal(f.Path[:len(path)], path)
+	})
 }
 
 // Resources are all that are wanted, by flags and by policies, sorted by path.
