@@ -363,16 +363,21 @@ func (s sources) apply(t *testing.T) {
 // proxy stands between kube-rego and the API server, so that a test can do what the network and others do to it.
 type proxy struct {
 	*httptest.Server
+	resources []string // it has to do with
 
 	mu      sync.Mutex
-	watches map[*http.Request]context.CancelFunc // of ConfigMaps
-	gap     chan struct{}                        // not nil between cut and expire
-	expired int                                  // watches that were refused as too old
-	patch   func()                               // to be called before the next patch of a ConfigMap; nil: nothing
+	watches map[*http.Request]context.CancelFunc
+	gap     chan struct{} // not nil between cut and expire
+	expired int           // watches that were refused as too old since cut
+	patch   func()        // to be called before the next patch of a ConfigMap; nil: nothing
 }
 
-func newProxy(t *testing.T) *proxy {
+// newProxy has to do with ConfigMaps, unless it is told with which resources instead.
+func newProxy(t *testing.T, resources ...string) *proxy {
 	t.Helper()
+	if len(resources) == 0 {
+		resources = []string{"configmaps"}
+	}
 	config := cluster.RESTConfig()
 	target, err := url.Parse(config.Host)
 	if err != nil {
@@ -388,10 +393,10 @@ func newProxy(t *testing.T) *proxy {
 		Transport:     transport,
 		FlushInterval: -1, // an event of a watch must not wait for the next one
 	}
-	p := &proxy{watches: make(map[*http.Request]context.CancelFunc)}
+	p := &proxy{resources: resources, watches: make(map[*http.Request]context.CancelFunc)}
 	// TLS, as client-go sends no token without.
 	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/configmaps") {
+		if slices.ContainsFunc(p.resources, func(name string) bool { return strings.Contains(r.URL.Path, "/"+name) }) {
 			if r = p.intervene(w, r); r == nil {
 				return
 			}
@@ -441,18 +446,25 @@ func (p *proxy) ended(r *http.Request) {
 	}
 }
 
-// cut ends the watches of ConfigMaps. Until expire is called nothing is heard from them; then they are refused once, as by
-// an API server whose memory does not reach back so far.
-func (p *proxy) cut(t *testing.T) (expire func()) {
+// interrupt ends the watches; the next ones go on where these were.
+func (p *proxy) interrupt(t *testing.T) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.watches) == 0 {
-		t.Error("nobody watches ConfigMaps")
+		t.Errorf("nobody watches %v", p.resources)
 	}
-	p.gap = make(chan struct{})
 	for _, cancel := range p.watches {
 		cancel()
 	}
+}
+
+// cut ends the watches. Until expire is called nothing is heard from them; then they are refused once, as by an API server
+// whose memory does not reach back so far.
+func (p *proxy) cut(t *testing.T) (expire func()) {
+	p.mu.Lock()
+	p.gap, p.expired = make(chan struct{}), 0
+	p.mu.Unlock()
+	p.interrupt(t)
 	mend := sync.OnceFunc(func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
