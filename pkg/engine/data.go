@@ -68,8 +68,9 @@ func parseJSON(source string) (*ast.Term, error) {
 	if err != nil {
 		return nil, r.explain(err)
 	}
-	if _, err := r.decoder.Token(); !errors.Is(err, io.EOF) {
-		return nil, r.failed("there is something behind the end of the JSON document")
+	if end := r.decoder.InputOffset(); len(strings.TrimSpace(source[end:])) > 0 {
+		blank := len(source[end:]) - len(strings.TrimLeft(source[end:], " \t\r\n"))
+		return nil, r.at("there is something behind the end of the JSON document", end+int64(blank))
 	}
 	return term, nil
 }

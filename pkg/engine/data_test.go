@@ -88,6 +88,7 @@ func TestParseDataTellsWhatIsWrongAndWhere(t *testing.T) {
 		{"a comma too many", "{\n  \"a\": 1,\n}", "invalid character '}'", 3, 1},
 		{"an end that is missing", `{"a": [1, 2`, "ends too early", 1, 12},
 		{"something behind the end", "{\"a\": 1}\n{}", "behind the end", 2, 1},
+		{"a brace too many", "{\"a\": 1}\n }", "behind the end", 2, 2},
 		{"a key twice", "{\"a\": 1,\n \"b\": 2, \"a\": 3}", `the key "a" is there twice`, 2, 12},
 		{"a key twice further in", `{"x": {"a": 1, "a": 1}}`, `the key "a" is there twice`, 1, 18},
 		{"a key twice in YAML", "a: 1\nb: 2\na: 3\n", "a", 3, 1},
