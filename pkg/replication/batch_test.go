@@ -1,0 +1,69 @@
+package replication
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+)
+
+// writtenDown is data whose changes somebody writes down.
+type writtenDown struct {
+	Data
+	mu      sync.Mutex
+	batches [][]string
+}
+
+func (d *writtenDown) Apply(changes ...engine.Change) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var batch []string
+	for _, c := range changes {
+		batch = append(batch, c.Path[0])
+	}
+	d.batches = append(d.batches, batch)
+}
+
+func (d *writtenDown) all() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Concat(d.batches...)
+}
+
+// Changes that come fast go together, none is lost, and their order stays.
+func TestChangesGoInBatches(t *testing.T) {
+	data := &writtenDown{}
+	b := &batcher{data: data}
+	var want []string
+	for n := range 10_000 {
+		want = append(want, fmt.Sprint(n))
+		b.add(engine.Change{Path: []string{fmt.Sprint(n)}})
+	}
+	for deadline := time.Now().Add(time.Minute); len(data.all()) < len(want) && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := data.all(); !slices.Equal(got, want) {
+		t.Errorf("%d changes arrived, in another order or not all", len(got))
+	}
+	if n := len(data.batches); n > 1000 || len(data.batches[0]) != 1 {
+		t.Errorf("there are %d batches, the first of %d changes", n, len(data.batches[0]))
+	}
+}
+
+// What is flushed is there when flush returns, behind all that came before.
+func TestFlush(t *testing.T) {
+	data := &writtenDown{}
+	b := &batcher{data: data}
+	for n := range 100 {
+		b.add(engine.Change{Path: []string{fmt.Sprint(n)}})
+		if n%10 == 9 {
+			b.flush()
+			if got := data.all(); len(got) != n+1 || got[n] != fmt.Sprint(n) {
+				t.Fatalf("after %d changes %d are there", n+1, len(got))
+			}
+		}
+	}
+}
