@@ -55,7 +55,22 @@ type Status struct {
 	SourceError string `json:"sourceError"`
 	// Replicas are all that it knows of, itself included.
 	Replicas []Replica `json:"replicas"`
-	Modules  []Module  `json:"modules"`
+	// Replication are the resources whose objects are in data, or should be.
+	Replication []Resource `json:"replication"`
+	Modules     []Module   `json:"modules"`
+}
+
+// Resource is a resource of the cluster whose objects policies read.
+type Resource struct {
+	// Resource is [group/]version/resource; empty if it is not known.
+	Resource string `json:"resource"`
+	// Path is where its objects are, such as data.kubernetes.pods.
+	Path string `json:"path"`
+	// State is loading, loaded, missing or failed; Reason why it is not loaded.
+	State  string `json:"state"`
+	Reason string `json:"reason"`
+	// Objects is how many there are in data.
+	Objects int `json:"objects"`
 }
 
 // Replica is what an instance knows of one of several, which may be itself.
@@ -74,6 +89,8 @@ type Replica struct {
 type Module struct {
 	// ID is namespace/name/key.
 	ID string `json:"module"`
+	// Kind is data, or empty for policy.
+	Kind string `json:"kind"`
 	// State is in_force or held; InForce is the version decisions are made with: current, previous or none.
 	State       string `json:"state"`
 	InForce     string `json:"inForce"`
@@ -81,9 +98,11 @@ type Module struct {
 	// Deleted says that the module is gone from the cluster and still in force.
 	Deleted  bool      `json:"deleted"`
 	Problems []Problem `json:"problems"`
+	// Warnings are what its author should know of what is in force as wanted.
+	Warnings []Problem `json:"warnings"`
 }
 
-// Problem is one reason why a change is held.
+// Problem is one reason why a change is held, or a warning.
 type Problem struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
