@@ -59,6 +59,7 @@ restarts: programs ## kill replicas at 1,000 random moments under edits, and jud
 fuzz: ## a minute for each fuzz target
 	go test -run '^$$' -fuzz FuzzReview -fuzztime 1m ./pkg/admission
 	go test -run '^$$' -fuzz FuzzStatus -fuzztime 1m ./pkg/configmap
+	go test -run '^$$' -fuzz FuzzParseData -fuzztime 1m ./pkg/engine
 
 # The first of docker, podman and buildah that works here: a docker client without its engine does not.
 CONTAINER_TOOL ?= $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))
