@@ -77,7 +77,7 @@ func TestDataArrivesAtItsPath(t *testing.T) {
 		{"an empty object", "empty", "{}", `{}`},
 		{"a name with a dot and a dash", "some-file.json", `{"x": 1}`, `{"x":1}`},
 		{"YAML with comments and an anchor", "yaml", "# a comment\na: &a\n  - 1\n  - b: no\nc: *a\n", `{"a":[1,{"b":"no"}],"c":[1,{"b":"no"}]}`},
-		{"a word, which YAML takes for a string", "word", "hello", `"hello"`},
+		{"a text in YAML's quotes", "word", "'hello'", `"hello"`},
 		{"YAML with text of several lines", "text", "a: |\n  one\n  two\n", `{"a":"one\ntwo\n"}`},
 	} {
 		t.Run(c.sentence, func(t *testing.T) {
@@ -264,8 +264,7 @@ func TestDataThatClashesWithARule(t *testing.T) {
 func TestAConfigMapWithBothLabelsIsData(t *testing.T) {
 	_, instance := install(t)
 	const text = "package: 1\n" // YAML, and no Rego
-	// Rego, and no YAML: without the colon all of it would be one word of YAML.
-	rego := denyWhen("rego", `{"a": 1}.a == 1`)
+	rego := denyLabel("rego")
 	both := policy(opa, "both", "main", text)
 	both.Labels[dataLabel] = "opa"
 	createAnnotated(t,

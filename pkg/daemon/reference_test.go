@@ -129,10 +129,12 @@ func parsePlainly(m policy.Module) *ast.Module {
 }
 
 // valueOf is what data says, and false if that is nothing. OPA's own reader takes
-// objects with a key twice.
+// objects with a key twice, and any text for a text.
 func valueOf(m policy.Module) (value any, ok bool) {
 	err := util.Unmarshal([]byte(m.Source), &value)
-	return value, err == nil && m.Kind == policy.Data && m.Defect == "" && strings.Count(m.Source, "limit") < 2
+	_, isText := value.(string)
+	return value, err == nil && m.Kind == policy.Data && m.Defect == "" && strings.Count(m.Source, "limit") < 2 &&
+		(!isText || strings.HasPrefix(m.Source, "'"))
 }
 
 // isReadable reports whether a module is good for anything.

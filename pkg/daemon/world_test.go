@@ -87,6 +87,7 @@ var dataTexts = []string{
 	"list:\n- y\n- z\n",
 	`{"list": {"y": "text"}}`,
 	"3",
+	"'text'",
 	"text",
 	"{",
 	`{"limit": 1, "limit": 2}`,

@@ -185,6 +185,10 @@ func parseYAML(source string) (*ast.Term, error) {
 	case !errors.Is(err, io.EOF):
 		return nil, yamlError(err)
 	}
+	if n := document.Content[0]; n.Kind == yaml.ScalarNode && n.Style == 0 && n.ShortTag() == "!!str" {
+		// Rego is one, mostly, and a label that is wrong must not pass for data.
+		return nil, failedAt(n, "it is neither JSON nor a list or mapping of YAML; a text stands in quotes")
+	}
 	r := &yamlReader{}
 	return r.value(&document, 0)
 }
