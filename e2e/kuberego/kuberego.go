@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -201,13 +202,13 @@ func (i *Installation) StartReplica(ctx context.Context) (*Instance, error) {
 }
 
 // Launch starts a further instance like StartReplica, but does not wait until it is ready: for looking at what comes
-// before.
-func (i *Installation) Launch(ctx context.Context) (*Instance, error) {
+// before. It has these arguments beside those of all.
+func (i *Installation) Launch(ctx context.Context, args ...string) (*Instance, error) {
 	ports, err := loopback.FreePorts(1)
 	if err != nil {
 		return nil, err
 	}
-	return i.launch(ctx, ports[0])
+	return i.launch(ctx, ports[0], args...)
 }
 
 func (i *Installation) start(ctx context.Context, port int) (*Instance, error) {
@@ -221,7 +222,7 @@ func (i *Installation) start(ctx context.Context, port int) (*Instance, error) {
 	return instance, nil
 }
 
-func (i *Installation) launch(ctx context.Context, port int) (*Instance, error) {
+func (i *Installation) launch(ctx context.Context, port int, args ...string) (*Instance, error) {
 	container, err := i.container(ctx)
 	if err != nil {
 		return nil, err
@@ -244,7 +245,7 @@ func (i *Installation) launch(ctx context.Context, port int) (*Instance, error) 
 		"--addr="+instance.address,
 		"--diagnostic-addr="+instance.diagnostic,
 	)
-	instance.args = append(instance.args, i.cfg.Args...)
+	instance.args = slices.Concat(instance.args, i.cfg.Args, args)
 	instance.process, err = process.Start(process.Config{
 		Dir:  i.cfg.Dir,
 		Name: fmt.Sprintf("%s-%d", name, i.started),

@@ -32,6 +32,9 @@ const (
 // CacheEnv is the environment variable that names another cache folder.
 const CacheEnv = "KUBE_REGO_CACHE"
 
+// opa is no part of a control plane: a benchmark runs it beside kube-rego.
+var opa = program{"opa", "github.com/open-policy-agent/opa", "40 seconds"}
+
 // kubernetesModule is the module whose version the programs are stamped with.
 const kubernetesModule = "k8s.io/kubernetes"
 
@@ -82,7 +85,15 @@ func (b Built) has(name string) bool {
 
 // Build builds the programs that are not in the cache yet. The first call takes minutes, later ones milliseconds. Several
 // processes may call it at once: one builds, the others wait for it.
-func Build(ctx context.Context, cfg Config) (Built, error) {
+func Build(ctx context.Context, cfg Config) (Built, error) { return build(ctx, cfg, all) }
+
+// BuildOPA builds the opa command like the other programs, which do not wait for it, and tells its path.
+func BuildOPA(ctx context.Context, cfg Config) (string, error) {
+	built, err := build(ctx, cfg, []program{opa})
+	return built.Path(opa.name), err
+}
+
+func build(ctx context.Context, cfg Config, wanted []program) (Built, error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
@@ -95,16 +106,16 @@ func Build(ctx context.Context, cfg Config) (Built, error) {
 		return Built{}, err
 	}
 	built := Built{Dir: filepath.Join(cache, r.key), KubernetesVersion: r.version}
-	if len(missing(built)) == 0 {
+	if len(missing(built, wanted)) == 0 {
 		return built, nil
 	}
 	if err := os.MkdirAll(built.Dir, 0o755); err != nil {
 		return Built{}, fmt.Errorf("make the cache folder: %w", err)
 	}
-	return built, buildMissing(ctx, r, built, cfg.Progress)
+	return built, buildMissing(ctx, r, built, wanted, cfg.Progress)
 }
 
-func buildMissing(ctx context.Context, r recipe, built Built, out io.Writer) error {
+func buildMissing(ctx context.Context, r recipe, built Built, wanted []program, out io.Writer) error {
 	var unlock func()
 	err := progress.During(out, "waiting for another build of the same programs", func() (err error) {
 		unlock, err = filelock.Lock(ctx, built.Path("lock"))
@@ -114,7 +125,7 @@ func buildMissing(ctx context.Context, r recipe, built Built, out io.Writer) err
 		return err
 	}
 	defer unlock()
-	for _, p := range missing(built) {
+	for _, p := range missing(built, wanted) {
 		if err := r.build(ctx, p, built, out); err != nil {
 			return err
 		}
@@ -122,9 +133,9 @@ func buildMissing(ctx context.Context, r recipe, built Built, out io.Writer) err
 	return nil
 }
 
-func missing(built Built) []program {
+func missing(built Built, wanted []program) []program {
 	var list []program
-	for _, p := range all {
+	for _, p := range wanted {
 		if !built.has(p.name) {
 			list = append(list, p)
 		}
