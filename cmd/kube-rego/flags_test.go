@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write docs/flags.md anew")
 
 func TestFlagsAreDocumented(t *testing.T) {
 	file := filepath.Join("..", "..", "docs", "flags.md")
-	want := flagReference(newServeCommand(), newStatusCommand())
+	want := flagReference(newServeCommand(), newStatusCommand(), newRBACCommand())
 	if *update {
 		if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
 			t.Fatal(err)

@@ -69,7 +69,7 @@ force, and answers the API server's admission webhook.`,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
-	root.AddCommand(newServeCommand(), newStatusCommand(), newVersionCommand())
+	root.AddCommand(newServeCommand(), newStatusCommand(), newRBACCommand(), newVersionCommand())
 	return root
 }
 

@@ -62,13 +62,19 @@ func addLabelFlags(flags *pflag.FlagSet, policyLabel, policyValue, dataLabel, da
 	flags.StringVar(dataValue, "data-value", "opa", "`value` of that label")
 }
 
+// addResourceFlags adds the flags that name resources of the cluster whose objects
+// policies can read.
+func addResourceFlags(flags *pflag.FlagSet, namespaced, cluster *[]string, path *string) {
+	flags.StringSliceVar(namespaced, "replicate", nil, "replicate the objects of a `[group/]version/resource` that has namespaces, such as v1/pods or networking.k8s.io/v1/ingresses, into data.kubernetes.RESOURCE.NAMESPACE.NAME; another name or path below data.kubernetes behind =; repeatable")
+	flags.StringSliceVar(cluster, "replicate-cluster", nil, "replicate the objects of a `[group/]version/resource` without namespaces, such as v1/namespaces, into data.kubernetes.RESOURCE.NAME; repeatable")
+	flags.StringVar(path, "replicate-path", "kubernetes", "`path` in data of the objects, instead of kubernetes")
+}
+
 // addReplicationFlags adds the flags that say which objects of the cluster policies
 // can read.
 func addReplicationFlags(flags *pflag.FlagSet, o *daemon.Options) {
-	flags.StringSliceVar(&o.Replicate, "replicate", nil, "replicate the objects of a `[group/]version/resource` that has namespaces, such as v1/pods or networking.k8s.io/v1/ingresses, into data.kubernetes.RESOURCE.NAMESPACE.NAME; another name or path below data.kubernetes behind =; repeatable")
-	flags.StringSliceVar(&o.ReplicateCluster, "replicate-cluster", nil, "replicate the objects of a `[group/]version/resource` without namespaces, such as v1/namespaces, into data.kubernetes.RESOURCE.NAME; repeatable")
+	addResourceFlags(flags, &o.Replicate, &o.ReplicateCluster, &o.ReplicatePath)
 	flags.BoolVar(&o.ReplicateAuto, "replicate-auto", false, "replicate what policies in force read at data.kubernetes.RESOURCE; kube-rego needs the right to list and watch it, see kube-rego rbac")
-	flags.StringVar(&o.ReplicatePath, "replicate-path", "kubernetes", "`path` in data of the objects, instead of kubernetes")
 	flags.StringSliceVar(&o.ReplicateIgnoreNamespaces, "replicate-ignore-namespaces", nil, "`namespaces` whose objects are not replicated; repeatable")
 }
 
