@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
@@ -59,7 +59,7 @@ func (o Options) Validate() error {
 			wrong("--%[1]s-label and --%[1]s-value: %[2]q is not a label", l.kind, l.label+"="+l.value)
 		}
 	}
-	if o.Name == "" || len(path.IsValidPathSegmentName(o.Name)) > 0 {
+	if o.Name == "" || len(content.IsPathSegmentName(o.Name)) > 0 {
 		wrong("--name: %q is not the name of a ClusterRole", o.Name)
 	}
 	return errors.Join(errs...)
