@@ -12,11 +12,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	admissionv1 "k8s.io/api/admission/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
 
@@ -54,8 +57,8 @@ func TestExamples(t *testing.T) {
 	}
 }
 
-// newReviewer enforces the ConfigMaps of a folder as kube-rego serve does
-// without flags.
+// newReviewer enforces the ConfigMaps of a folder as kube-rego serve does, with the
+// objects of the folder replicated.
 func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	t.Helper()
 	kinds := configmap.NewKinds("openpolicyagent.org/policy", "rego", "openpolicyagent.org/data", "opa")
@@ -79,7 +82,9 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	if len(modules) == 0 {
 		t.Fatal("there are no policies")
 	}
-	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
+	compiler, err := engine.NewCompiler(engine.Config{
+		RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, Replicated: engine.Replicated{Path: []string{"kubernetes"}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,10 +97,39 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { opa.Stop(context.WithoutCancel(t.Context())) })
+	opa.Apply(objects(t, opa, folder)...)
 	if err := opa.Activate(t.Context(), snapshot); err != nil {
 		t.Fatal(err)
 	}
 	return admission.NewReviewer(opa, "system/main")
+}
+
+// objects puts what a folder has in objects/ where replication would put it.
+func objects(t *testing.T, opa *engine.Engine, folder string) []engine.Change {
+	t.Helper()
+	var changes []engine.Change
+	for _, file := range glob(t, filepath.Join(folder, "objects", "*.yaml")) {
+		documents := utilyaml.NewYAMLOrJSONDecoder(strings.NewReader(read(t, file)), 4096)
+		for {
+			var object unstructured.Unstructured
+			err := documents.Decode(&object)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			content, err := opa.NewDocument(object.Object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resource, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
+			path := []string{"kubernetes", resource.Resource, object.GetNamespace(), object.GetName()}
+			path = slices.DeleteFunc(path, func(part string) bool { return part == "" }) // of the whole cluster
+			changes = append(changes, engine.Change{Path: path, Content: content})
+		}
+	}
+	return changes
 }
 
 // answer is the answer to a request in the form of the .want files.
