@@ -370,6 +370,7 @@ type proxy struct {
 	gap     chan struct{} // not nil between cut and expire
 	expired int           // watches that were refused as too old since cut
 	patch   func()        // to be called before the next patch of a ConfigMap; nil: nothing
+	kept    chan struct{} // not nil while requests are kept back
 }
 
 // newProxy has to do with ConfigMaps, unless it is told with which resources instead.
@@ -397,6 +398,7 @@ func newProxy(t *testing.T, resources ...string) *proxy {
 	// TLS, as client-go sends no token without.
 	p.Server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if slices.ContainsFunc(p.resources, func(name string) bool { return strings.Contains(r.URL.Path, "/"+name) }) {
+			p.wait(r)
 			if r = p.intervene(w, r); r == nil {
 				return
 			}
@@ -406,6 +408,36 @@ func newProxy(t *testing.T, resources ...string) *proxy {
 	}))
 	t.Cleanup(p.Close)
 	return p
+}
+
+// keepBack lets nothing about its resources through until release is called.
+func (p *proxy) keepBack(t *testing.T) (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kept := make(chan struct{})
+	p.kept = kept
+	release = sync.OnceFunc(func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		close(kept)
+		p.kept = nil
+	})
+	t.Cleanup(release) // or the proxy could not be closed
+	return release
+}
+
+// wait returns when a request may go on.
+func (p *proxy) wait(r *http.Request) {
+	p.mu.Lock()
+	kept := p.kept
+	p.mu.Unlock()
+	if kept == nil {
+		return
+	}
+	select {
+	case <-kept:
+	case <-r.Context().Done():
+	}
 }
 
 // intervene is the request to pass on; nil if it has been answered.

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 const dataLabel = "openpolicyagent.org/data"
@@ -396,18 +395,14 @@ func bomb(levels int) string {
 func TestDataInTheWayOfReplicatedObjects(t *testing.T) {
 	allowAllNamespaces(t)
 	allowReading(t, "pods")
+	const namespace = "kubernetes"
+	createNamespace(t, namespace)
 	_, instance := install(t, "--namespaces=*", "--replicate=v1/pods")
 	createAnnotated(t,
 		policy(opa, "main", "main", entrypoint),
 		policy(opa, "tell", "main", denyTelling("pods", "data.kubernetes.pods")),
 	)
 	tells(t, "pods", `[{}]`)
-	const namespace = "kubernetes"
-	namespaces := cluster.Client().CoreV1().Namespaces()
-	if _, err := namespaces.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = namespaces.Delete(context.Background(), namespace, metav1.DeleteOptions{}) })
 	for _, name := range []string{"pods", "anything"} {
 		create(t, document(namespace, name, "key", `"in the way"`))
 		annotation(t, namespace, name, contains(`"inForce":"none"`, "data.kubernetes."+name+".key is where objects of the cluster are replicated",
