@@ -152,6 +152,9 @@ func TestRules(t *testing.T) {
 			"c.yaml": strings.ReplaceAll(configMap("c", "package k", "p := data.kubernetes.secrets"), "policy: rego", "policy: rego, openpolicyagent.org/data: opa"),
 		}}, ":pods"},
 		{"ConfigMaps of others, and other objects", given{files: map[string]string{"a.yaml": reads("pods"), "b.yaml": strings.ReplaceAll(configMap("b", "{"), "policy: rego", "policy: cel") + "---\nkind: Pod\napiVersion: v1\n"}}, ":pods"},
+		{"what is no policy may come twice", given{files: map[string]string{
+			"a.yaml": reads("pods"), "b.yaml": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n", "c.yaml": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: b}\n",
+		}}, ":pods"},
 		{"the resource of a CustomResourceDefinition", given{files: map[string]string{"a.yaml": reads("widgets", "pods"), "b.yaml": definition("example.com", "widgets")}}, ":pods example.com:widgets"},
 		{"a definition that is there twice", given{files: map[string]string{"a.yaml": reads("widgets"), "b.yaml": definition("example.com", "widgets") + "---\n" + definition("example.com", "widgets")}}, "example.com:widgets"},
 		{"a definition with the name of something in the core group", given{files: map[string]string{"a.yaml": reads("pods"), "b.yaml": definition("example.com", "pods")}}, ":pods"},
@@ -244,6 +247,7 @@ func TestNoRole(t *testing.T) {
 		{"a broken item of a list", given{stdin: list(configMap("a", "package k"), "apiVersion: v1\nkind: ConfigMap\ncolour: blue\n")}, []string{`reading standard input, document 1: item 1: json: unknown field "colour"`}},
 		{"a ConfigMap twice", given{files: map[string]string{"a.yaml": configMap("a", "package k"), "b.yaml": configMap("a", "package k")}}, []string{"reading b.yaml, document 1: ConfigMap opa/a is in ", "a.yaml already"}},
 		{"a definition that would be the core group", given{stdin: definition(`""`, "secrets")}, []string{`document 1: a CustomResourceDefinition of the resource "secrets" of the group ""`}},
+		{"a definition in a group of Kubernetes", given{stdin: definition("batch", "things")}, []string{`of the resource "things" of the group "batch", which nobody can define`}},
 		{"a definition of all resources", given{stdin: definition("example.com", `"*"`)}, []string{`of the resource "*" of the group "example.com", which nobody can define`}},
 		{"a definition of all groups", given{stdin: definition(`"*.*"`, "secrets")}, []string{`of the group "*.*"`}},
 		{
