@@ -61,5 +61,5 @@ func addRBACFlags(flags *pflag.FlagSet, o *rbac.Options) {
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of a cluster to ask for its resources; none: those of Kubernetes itself are known")
 	addResourceFlags(flags, &o.Replicate, &o.ReplicateCluster, &o.ReplicatePath)
 	addLabelFlags(flags, &o.PolicyLabel, &o.PolicyValue, &o.DataLabel, &o.DataValue)
-	flags.StringVar(&o.Name, "name", rbac.DefaultName, "`name` of the ClusterRole")
+	flags.StringVar(&o.Name, "name", rbac.DefaultName, "`name` of the ClusterRole; manifests/rbac.yaml binds one that is called kube-rego-replication")
 }
