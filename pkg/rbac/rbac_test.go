@@ -233,7 +233,7 @@ func TestNoRole(t *testing.T) {
 			given{files: map[string]string{"a.yaml": configMap("a", "package k", "p := data.kubernetes.widgets", "q := data.kubernetes.pod", "r := data.kubernetes.pods"), "b.rego": "package k\np := data.kubernetes.pod"}},
 			[]string{
 				"b.rego:2:6: data.kubernetes.pod: no policy here defines it, and no resource is known by that name\n",
-				"opa/a/main:2:6: data.kubernetes.widgets: no policy here defines it", advice,
+				"opa/a/main:2:6: data.kubernetes.widgets: no policy here defines it, and no resource is known by that name" + advice,
 			},
 		},
 		{
