@@ -56,11 +56,12 @@ func applyObjects(t *testing.T, manifests ...string) {
 	})
 }
 
-// deleteObjects deletes objects in the namespace default when the test ends, whatever became of them.
-func deleteObjects(t *testing.T, resource string, names ...string) {
+// deleteObjects deletes objects when the test ends, whatever became of them. Those of a namespace that is deleted may be
+// there for a while, and the next test would see them.
+func deleteObjects(t *testing.T, namespace, resource string, names ...string) {
 	t.Helper()
 	t.Cleanup(func() {
-		args := append([]string{"delete", "--ignore-not-found", resource, "-n", "default"}, names...)
+		args := append([]string{"delete", "--ignore-not-found", resource, "-n", namespace}, names...)
 		if out, err := cluster.Kubectl(context.Background(), args...).CombinedOutput(); err != nil {
 			t.Errorf("%v\n%s", err, out)
 		}
@@ -164,7 +165,8 @@ func TestAnIngressWithAHostThatIsTaken(t *testing.T) {
 		}
 		return err
 	}
-	deleteObjects(t, "ingress", "storefront", "other")
+	deleteObjects(t, "default", "ingress", "storefront", "other")
+	deleteObjects(t, "blog", "ingress", "copy")
 	if err := ingress(t.Context(), "default", "storefront", "shop.example.com"); err != nil {
 		t.Fatal(err)
 	}
@@ -222,7 +224,9 @@ func TestWhereReplicatedObjectsAre(t *testing.T) {
 	allowReading(t, networkPolicies, "namespaces")
 	createNamespace(t, "seen")
 	createNamespace(t, "ignored")
-	deleteObjects(t, "networkpolicy", "one")
+	deleteObjects(t, "default", "networkpolicy", "one")
+	deleteObjects(t, "ignored", "networkpolicy", "two")
+	deleteObjects(t, "seen", "networkpolicy", "three")
 	applyObjects(t, networkPolicy("default", "one", "1"), networkPolicy("ignored", "two", "2"))
 	_, instance := install(t, "--replicate=networking.k8s.io/v1/networkpolicies", "--replicate-cluster=v1/namespaces",
 		"--replicate-path=cluster/now", "--replicate-ignore-namespaces=ignored")
@@ -346,7 +350,7 @@ func TestAResourceThatIsForbidden(t *testing.T) {
 // Nothing is decided before the first list of everything is there.
 func TestReadyWithTheFirstList(t *testing.T) {
 	allowReading(t, networkPolicies)
-	deleteObjects(t, "networkpolicy", "one")
+	deleteObjects(t, "default", "networkpolicy", "one")
 	applyObjects(t, networkPolicy("default", "one", "1"))
 	install(t)
 	// Without the rest of the policies this would be no decision, so both say the same where nothing is replicated.
@@ -442,7 +446,7 @@ func TestTwoGroupsWithOnePlural(t *testing.T) {
 // What policies read is replicated as long as they do, and no decision sees it before it is there.
 func TestReplicationFollowsWhatPoliciesRead(t *testing.T) {
 	allowReading(t, networkPolicies)
-	deleteObjects(t, "networkpolicy", "one")
+	deleteObjects(t, "default", "networkpolicy", "one")
 	applyObjects(t, networkPolicy("default", "one", "1"))
 	_, instance := install(t, "--replicate-auto")
 	createAnnotated(t, policy(opa, "main", "main", entrypoint), policy(opa, "other", "main", denyLabel("other")))
@@ -479,7 +483,7 @@ func TestReplicationFollowsWhatPoliciesRead(t *testing.T) {
 // Of one that is in force nothing is taken back, but a start does not go on as if there were no objects.
 func TestPoliciesThatReadWhatCannotBeReplicated(t *testing.T) {
 	allowReading(t, "widgets.example.com")
-	deleteObjects(t, "networkpolicy", "one")
+	deleteObjects(t, "default", "networkpolicy", "one")
 	applyObjects(t, networkPolicy("default", "one", "1"))
 	through := newProxy(t, "networkpolicies")
 	installation, instance := install(t, "--replicate-auto", "--kubeconfig="+through.kubeconfig(t))
@@ -540,13 +544,16 @@ func TestPoliciesThatReadWhatCannotBeReplicated(t *testing.T) {
 // While policies are edited and objects change, each decision is made with one version of both.
 func TestADecisionSeesOneStateOfPoliciesAndObjects(t *testing.T) {
 	allowReading(t, networkPolicies)
-	deleteObjects(t, "networkpolicy", "one")
-	applyObjects(t, networkPolicy("default", "one", "0"))
+	deleteObjects(t, "default", "networkpolicy", "one")
+	applyObjects(t, networkPolicy("default", "one", "0")+"      twin: \"0\"\n")
 	_, instance := install(t, "--replicate=networking.k8s.io/v1/networkpolicies")
-	// Two policies that say the same: a decision with different versions of them, or of what they read, says two things.
+	// Two policies that say the same: a decision with different versions of them, or of the object that they read, says two
+	// things.
 	write := func(cm *corev1.ConfigMap, generation int) {
-		source := denyTelling("state", fmt.Sprintf(`[%d, to_number(data.kubernetes.networkpolicies["default"].one.spec.podSelector.matchLabels.app)]`, generation))
-		cm.Data = map[string]string{"left": source, "right": source}
+		for key, label := range map[string]string{"left": "app", "right": "twin"} {
+			cm.Data[key] = denyTelling("state", fmt.Sprintf(
+				`[%d, to_number(data.kubernetes.networkpolicies["default"].one.spec.podSelector.matchLabels.%s)]`, generation, label))
+		}
 	}
 	rules := policy(opa, "rules")
 	write(rules, 0)
@@ -579,7 +586,7 @@ func TestADecisionSeesOneStateOfPoliciesAndObjects(t *testing.T) {
 	})
 	writing.Go(func() {
 		for n := range changes {
-			patch := fmt.Sprintf(`{"spec":{"podSelector":{"matchLabels":{"app":"%d"}}}}`, n+1)
+			patch := fmt.Sprintf(`{"spec":{"podSelector":{"matchLabels":{"app":"%[1]d","twin":"%[1]d"}}}}`, n+1)
 			_, err := cluster.Client().NetworkingV1().NetworkPolicies(metav1.NamespaceDefault).
 				Patch(t.Context(), "one", types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 			if err != nil {
