@@ -47,7 +47,7 @@ $(GOLANGCI_LINT):
 .PHONY: bench
 bench: programs ## measure start, changes and decisions on the real API server, and compilation; prints tables
 	go test -run '^$$' -bench . -benchtime 3x ./pkg/engine
-	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 30m ./...
+	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 RESTARTS ?= 1000
 
