@@ -478,6 +478,13 @@ func (p *proxy) ended(r *http.Request) {
 	}
 }
 
+// watching is how many watches there are.
+func (p *proxy) watching() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.watches)
+}
+
 // interrupt ends the watches; the next ones go on where these were.
 func (p *proxy) interrupt(t *testing.T) {
 	p.mu.Lock()

@@ -448,11 +448,19 @@ func TestReplicationFollowsWhatPoliciesRead(t *testing.T) {
 	allowReading(t, networkPolicies)
 	deleteObjects(t, "default", "networkpolicy", "one")
 	applyObjects(t, networkPolicy("default", "one", "1"))
-	_, instance := install(t, "--replicate-auto")
+	through := newProxy(t, "networkpolicies")
+	_, instance := install(t, "--replicate-auto", "--kubeconfig="+through.kubeconfig(t))
 	createAnnotated(t, policy(opa, "main", "main", entrypoint), policy(opa, "other", "main", denyLabel("other")))
 	const path = "data.kubernetes.networkpolicies"
+	stopped := func(context.Context) error {
+		if n := through.watching(); n > 0 {
+			return fmt.Errorf("there are %d watches", n)
+		}
+		return nil
+	}
 	for range 2 {
 		notReplicated(t, instance, path)
+		eventually(t, "nobody watches", stopped)
 		create(t, policy(opa, "tell", "main", denyTelling("apps", apps)))
 		eventually(t, "the first decision", func(ctx context.Context) error {
 			err := try(ctx, "apps")
@@ -474,9 +482,10 @@ func TestReplicationFollowsWhatPoliciesRead(t *testing.T) {
 		allows(t, "apps")
 		stillTells(t, "more", `[1]`) // which reads it too
 		remove(t, opa, "more")
-		notReplicated(t, instance, path)
 		refuses(t, "other")
 	}
+	notReplicated(t, instance, path)
+	eventually(t, "nobody watches", stopped)
 }
 
 // A policy that reads what is not there or not allowed says so at the place; it goes into force by itself when that changes.
