@@ -488,7 +488,8 @@ func TestReplicationFollowsWhatPoliciesRead(t *testing.T) {
 	eventually(t, "nobody watches", stopped)
 }
 
-// A policy that reads what is not there or not allowed says so at the place; it goes into force by itself when that changes.
+// A policy that reads what is not allowed is held, and says so at the place; it goes into force by itself when that changes. What
+// does not exist has no objects, and the policy that reads it warns.
 // Of one that is in force nothing is taken back, but a start does not go on as if there were no objects.
 func TestPoliciesThatReadWhatCannotBeReplicated(t *testing.T) {
 	allowReading(t, "widgets.example.com")
@@ -500,7 +501,7 @@ func TestPoliciesThatReadWhatCannotBeReplicated(t *testing.T) {
 	create(t, policy(opa, "missing", "main", denyTelling("widgets", widgetSizes)))
 	create(t, policy(opa, "forbidden", "main", denyTelling("apps", apps)))
 	create(t, policy(opa, "after", "main", denyLabel("after")))
-	annotation(t, opa, "missing", contains(`"inForce":"none"`, `"code":"replication_error"`, "data.kubernetes.widgets is not known",
+	annotation(t, opa, "missing", contains(`"status":"warning"`, `"code":"replication_error"`, "data.kubernetes.widgets has no objects",
 		`"location":{"file":"opa/missing/main","row":3,"col":39}`))
 	annotation(t, opa, "forbidden", contains(`"inForce":"none"`, `"code":"replication_error"`, "data.kubernetes.networkpolicies is not known",
 		"is forbidden", `"location":{"file":"opa/forbidden/main","row":4,"col":`))
@@ -509,7 +510,7 @@ func TestPoliciesThatReadWhatCannotBeReplicated(t *testing.T) {
 		annotation(t, opa, value, is(statusOK))
 	}
 	allows(t, "apps")
-	allows(t, "widgets")
+	tells(t, "widgets", `[[true,{}]]`)
 	ready(t, instance)
 	replicated(t, instance, "data.kubernetes.widgets", "missing")
 	replicated(t, instance, "data.kubernetes.networkpolicies", "failed")
@@ -692,4 +693,33 @@ func allowed(t *testing.T, resource schema.GroupResource, wanted bool) {
 		}
 		return err
 	})
+}
+
+// A broken edit of a policy that reads objects does not let the version before decide over nothing after a restart.
+func TestABrokenEditOfAPolicyThatReadsObjectsSurvives(t *testing.T) {
+	forbid := allowReading(t, networkPolicies)
+	deleteObjects(t, "default", "networkpolicy", "one")
+	applyObjects(t, networkPolicy("default", "one", "1"))
+	installation, first := install(t, "--replicate-auto")
+	createAnnotated(t, policy(opa, "main", "main", entrypoint), policy(opa, "tell", "main", denyTelling("apps", apps)))
+	recorded(t, "tell", "main", denyTelling("apps", apps))
+	edit(t, opa, "tell", func(cm *corev1.ConfigMap) { cm.Data["main"] = "package" })
+	annotation(t, opa, "tell", contains(`"inForce":"previous"`))
+	second, err := installation.StartReplica(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, second) })
+	answer, err := reviewer(t, second)(t.Context(), "apps") // its first decision
+	if err != nil || !contains("default/one")(answer) {
+		t.Errorf("it decides %s, %v", answer, err)
+	}
+	inForce(t, first, map[string]string{"opa/main/main": "current", "opa/tell/main": "previous"})
+	forbid()
+	third, err := installation.Launch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, third) })
+	notReady(t, third, "data.kubernetes.networkpolicies", "is forbidden")
 }

@@ -11,8 +11,10 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
@@ -36,6 +38,9 @@ const (
 	// eventQPS bounds events apart, so that statuses never wait for them.
 	eventQPS   = 20
 	eventBurst = 40
+	// discoveryTimeout bounds a question for the API server's resources, which knows no
+	// context: stopping must not wait for it. It takes some 10 ms.
+	discoveryTimeout = 10 * time.Second
 )
 
 // Run serves until ctx ends, and then drains. An error says why it could not.
@@ -69,6 +74,7 @@ type cluster struct {
 	events    kubernetes.Interface // at a rate of its own
 	metadata  metadata.Interface
 	dynamic   dynamic.Interface
+	discovery discovery.DiscoveryInterface // does not wait for long
 	namespace string
 }
 
@@ -119,7 +125,7 @@ func (d *daemon) prepareReplication() error {
 	}
 	d.replicator = replication.New(replication.Config{
 		Client:           d.cluster.dynamic,
-		Discovery:        d.cluster.client.Discovery(),
+		Discovery:        d.cluster.discovery,
 		Resources:        resources,
 		Path:             path,
 		IgnoreNamespaces: d.options.ReplicateIgnoreNamespaces,
@@ -231,6 +237,11 @@ func connect(kubeconfig string) (*cluster, error) {
 	}
 	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("making a client for objects of any kind: %w", err)
+	}
+	brief := rest.CopyConfig(config)
+	brief.Timeout = discoveryTimeout
+	if c.discovery, err = discovery.NewDiscoveryClientForConfig(brief); err != nil {
+		return nil, fmt.Errorf("making a client for discovery: %w", err)
 	}
 	config.QPS, config.Burst = eventQPS, eventBurst
 	if c.events, err = kubernetes.NewForConfig(config); err != nil {

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,8 +56,8 @@ type Replication interface {
 	Want(names []string)
 	// Waiting is nil once all that is wanted is loaded, or it is known why it is not.
 	Waiting() error
-	// Unavailable are the resources that are not loaded.
-	Unavailable() policy.Unavailable
+	// ByName are those that policies read by name.
+	ByName() policy.Resources
 	// Resources are all that are wanted.
 	Resources() []policy.Resource
 }
@@ -88,12 +87,12 @@ type loop struct {
 	recorder    Recorder
 	log         *slog.Logger
 
-	trigger     chan struct{}      // one slot: "look again"
-	snapshot    *engine.Snapshot   // in force; nil until the first is
-	wanted      string             // fingerprint of the set last compiled
-	unavailable policy.Unavailable // of what policies read
-	compiled    policy.Unavailable // that of the set last compiled
-	memory      memory
+	trigger   chan struct{}    // one slot: "look again"
+	snapshot  *engine.Snapshot // in force; nil until the first is
+	wanted    string           // fingerprint of the set last compiled
+	resources policy.Resources // that policies read
+	compiled  policy.Resources // as they were when the set was last compiled
+	memory    memory
 
 	mu sync.Mutex
 	state
@@ -168,11 +167,12 @@ func (l *loop) turn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if wanted != l.wanted || base != l.snapshot || !maps.Equal(l.unavailable, l.compiled) {
-		l.compiled = l.unavailable
+	l.compiler.SetResources(l.resources)
+	if wanted != l.wanted || base != l.snapshot || !maps.Equal(l.resources, l.compiled) {
+		l.compiled = l.resources
 		tell := func() { l.publish(configMaps, history, set, wanted) }
-		if err := l.enforce(ctx, base, set, wanted, tell); err != nil {
-			return err
+		if err := l.enforce(ctx, base, set, wanted, tell); err != nil || l.snapshot == nil {
+			return err // or something is waited for
 		}
 		l.look() // what came to be held may have a newer version in the history
 	}
@@ -195,42 +195,29 @@ func (l *loop) objects() ([]*corev1.ConfigMap, *configmap.History, bool) {
 	return configMaps, history, err == nil || configMaps != nil
 }
 
-// replicate has replicated what policies read, and takes note of what of it is not
-// available. It is false as long as no decision should be made: at the start, until
-// all that can be loaded is, and all that the last set in force reads.
+// replicate has replicated what policies read: those in force, those that were in force
+// last, and the wanted ones. At the start it is false until the first lists are there, or
+// it is known why they are not.
 func (l *loop) replicate(history *configmap.History, set policy.Set) bool {
 	if l.replication == nil {
 		return true
 	}
-	names := l.compiler.Reads(l.snapshot, set)
+	names := l.compiler.Reads(l.snapshot, history.InForce(), set)
 	l.replication.Want(names)
-	unavailable := l.replication.Unavailable()
-	maps.DeleteFunc(unavailable, func(name string, _ policy.Resource) bool { return !slices.Contains(names, name) })
-	if l.snapshot == nil {
-		err := cmp.Or(l.replication.Waiting(), l.lacking(history, set, unavailable))
-		if err != nil {
-			l.update(func(s *state) { s.waiting = fmt.Errorf("waiting for replicated objects: %w", err) })
-			return false
-		}
+	if err := l.replication.Waiting(); err != nil && l.snapshot == nil {
+		l.wait(err)
+		return false
 	}
-	l.unavailable = unavailable
+	l.resources = l.replication.ByName()
+	maps.DeleteFunc(l.resources, func(name string, _ policy.Resource) bool { return !slices.Contains(names, name) })
 	return true
 }
 
-// lacking is what the set that was in force last reads, is still wanted, and cannot be
-// known: to go on without it would turn yes into no, or no into yes.
-func (l *loop) lacking(history *configmap.History, set policy.Set, unavailable policy.Unavailable) error {
-	last := maps.Clone(history.InForce())
-	maps.DeleteFunc(last, func(id policy.ID, m policy.Module) bool { return set[id].Digest() != m.Digest() })
-	for _, name := range l.compiler.Reads(nil, last) {
-		if r, ok := unavailable[name]; ok && r.State == policy.ResourceFailed {
-			return fmt.Errorf("%s: %s", r.Path, r.Reason)
-		}
-	}
-	return nil
+func (l *loop) wait(err error) {
+	l.update(func(s *state) { s.waiting = fmt.Errorf("waiting for replicated objects: %w", err) })
 }
 
-// publish tells other replicas and the authors what is in force.
+// publish tells other replicas// publish tells other replicas and the authors what is in force.
 func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History, set policy.Set, wanted string) {
 	if l.replicas != nil {
 		l.replicas.Publish(l.snapshot.Fingerprint(), wanted)
@@ -260,7 +247,6 @@ func (l *loop) wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 // together, since there is nothing yet that could stay in force.
 func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Set, wanted string, tell func()) error {
 	first, start := l.snapshot == nil, time.Now()
-	l.compiler.SetUnavailable(l.unavailable)
 	fresh, err := l.compile(ctx, func() compiled {
 		c := newCompiled(l.compiler.Compile(base, set))
 		if first {
@@ -270,6 +256,11 @@ func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Se
 	})
 	if err != nil {
 		return err
+	}
+	if lacking, ok := l.compiler.Lacking(fresh.snapshot, l.resources); first && ok {
+		// To go on without it would turn yes into no, or no into yes.
+		l.wait(fmt.Errorf("%s: %s", lacking.Path, lacking.Reason))
+		return nil
 	}
 	before := l.Report()
 	if err := l.activate(ctx, fresh, start); err != nil {

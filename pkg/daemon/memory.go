@@ -29,9 +29,14 @@ type memory struct {
 // ConfigMaps; and a version that this replica has not seen, of a module that it
 // holds.
 func (l *loop) base(ctx context.Context, history *configmap.History, set policy.Set, wanted string) (*engine.Snapshot, error) {
-	switch {
-	case l.snapshot == nil:
+	if l.snapshot == nil {
+		l.compiler.SetResources(nil) // what was in force stays, whatever it reads
 		return l.restore(ctx, history)
+	}
+	l.compiler.SetResources(l.resources)
+	switch {
+	case l.lacksObjects():
+		return l.snapshot, nil // what another has may not be held for what it reads
 	case l.disagrees(history, wanted):
 		if l.rescue(history, set) {
 			return l.snapshot, nil // the writer takes that over, and then there is no disagreement
@@ -45,6 +50,17 @@ func (l *loop) base(ctx context.Context, history *configmap.History, set policy.
 		return l.snapshotOf(ctx, l.snapshot, overlay)
 	}
 	return l.snapshot, nil
+}
+
+// lacksObjects reports whether there is a resource that policies read and of which it is
+// not known what there is.
+func (l *loop) lacksObjects() bool {
+	for _, r := range l.resources {
+		if !r.Known() {
+			return true
+		}
+	}
+	return false
 }
 
 // snapshotOf makes a snapshot of modules on a base.

@@ -80,9 +80,9 @@ type Config struct {
 // Compiler makes snapshots. It keeps what it parsed; it is not safe for use
 // by several goroutines.
 type Compiler struct {
-	parser      parser
-	trials      int // maxTrials; fewer in tests
-	unavailable policy.Unavailable
+	parser    parser
+	trials    int // maxTrials; fewer in tests
+	resources policy.Resources
 }
 
 // NewCompiler makes a compiler for modules that may call the built-ins of this
@@ -109,10 +109,11 @@ func (c *Compiler) Empty() *Snapshot {
 	return newSnapshot(c.parser.compile(nil).compiler, nil)
 }
 
-// SetUnavailable says of which resources it is not known what there is, until the
-// next call. A change that comes to read them is held; what reads them and is in
-// force stays, with a warning.
-func (c *Compiler) SetUnavailable(unavailable policy.Unavailable) { c.unavailable = unavailable }
+// SetResources says what is known of the resources that policies read by name, until
+// the next call. A change that comes to read one of which it is not known what there
+// is is held; what reads it and is in force stays, with a warning. Without a call, and
+// with nil, nothing is held for what it reads.
+func (c *Compiler) SetResources(resources policy.Resources) { c.resources = resources }
 
 // Compile brings as much of the wanted set into a new snapshot as compiles.
 // A change since the previous snapshot that does not is held: of its module
@@ -158,7 +159,7 @@ func (c *Compiler) settle(
 		held:     make(map[policy.ID][]policy.Problem),
 		warnings: make(map[policy.ID][]policy.Problem),
 	}
-	changes := s.changes(parsed, c.unavailable)
+	changes := s.changes(parsed, c.resources)
 	compiler := bring(s, previous.compiler, changes)
 	snapshot := newSnapshot(compiler, renew(s.base, parsed))
 	for _, ch := range changes {
@@ -195,14 +196,14 @@ func report(snapshot *Snapshot, wanted map[policy.ID]*module, s *settlement) pol
 			ID:       id,
 			Kind:     m.Kind,
 			Problems: inSource(s.held[id], wanted[id]),
-			Warnings: inSource(s.warnings[id], wanted[id]),
 			Deleted:  !isWanted,
 			InForce:  policy.None,
 		}
 		if m, ok := snapshot.modules[id]; ok {
 			status.Version, status.InForce = m.version, policy.Current
+			status.Warnings = inSource(s.warnings[id], wanted[id])
 			if status.Held() {
-				status.InForce = policy.Previous
+				status.InForce, status.Warnings = policy.Previous, nil
 			}
 		}
 		report.Modules = append(report.Modules, status)

@@ -55,6 +55,21 @@ func (p *parser) parse(set policy.Set) map[policy.ID]*module {
 	return modules
 }
 
+// read is parse for a set beside the one that is wanted: the cache stays as it is.
+func (p *parser) read(set policy.Set) map[policy.ID]*module {
+	modules := make(map[policy.ID]*module, len(set))
+	for id, m := range set {
+		digest := m.Digest()
+		parsed, ok := p.cache[digest]
+		if !ok {
+			parsed = p.parseModule(m)
+			parsed.digest = digest
+		}
+		modules[id] = parsed
+	}
+	return modules
+}
+
 func (p *parser) parseModule(m policy.Module) *module {
 	parsed := &module{Module: m}
 	if m.Defect != "" {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 
@@ -85,6 +86,12 @@ func reads(tree *ast.Module, path []string) []read {
 	}
 	visitor = ast.NewGenericVisitor(visit)
 	for _, rule := range tree.Rules {
+		ast.WalkRules(rule, func(r *ast.Rule) bool { // else rules too
+			for _, part := range r.Head.Reference[min(1, len(r.Head.Reference)):] {
+				visitor.Walk(part) // the visitor leaves it out
+			}
+			return false
+		})
 		visitor.Walk(rule)
 	}
 	return slices.SortedFunc(maps.Values(found), func(a, b read) int { return byPlaceOf(a.row, a.col, b.row, b.col) })
@@ -144,20 +151,21 @@ func define(names map[string]bool, tree *ast.Module, path []string) {
 	}
 }
 
-// Reads are the names of resources that the wanted modules read, and those that are
-// in force in a snapshot (nil is none), sorted. There are none unless what policies
-// read is replicated.
-func (c *Compiler) Reads(inForce *Snapshot, wanted policy.Set) []string {
+// Reads are the names of resources that modules read: those in force in a snapshot
+// (nil is none), those that were in force last, and the wanted ones. They are sorted.
+// There are none unless what policies read is replicated.
+func (c *Compiler) Reads(inForce *Snapshot, recorded, wanted policy.Set) []string {
 	if !c.parser.replicated.Auto {
 		return nil
 	}
-	sets := []map[policy.ID]*module{c.parser.parse(wanted)}
+	last := c.parser.read(recorded)
+	known := last
 	if inForce != nil {
-		sets = append(sets, inForce.modules)
+		known = inForce.modules
 	}
-	own := defined(c.parser.replicated.Path, sets...)
+	own := defined(c.parser.replicated.Path, known)
 	names := make(map[string]bool)
-	for _, modules := range sets {
+	for _, modules := range []map[policy.ID]*module{known, last, c.parser.parse(wanted)} {
 		for _, m := range modules {
 			for _, r := range m.reads {
 				if r.name != "" && !own[r.name] {
@@ -167,6 +175,17 @@ func (c *Compiler) Reads(inForce *Snapshot, wanted policy.Set) []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(names))
+}
+
+// Lacking is the first resource of which it is not known what there is, and that a
+// module of the snapshot reads; false if there is none.
+func (c *Compiler) Lacking(s *Snapshot, resources policy.Resources) (policy.Resource, bool) {
+	for _, name := range c.Reads(s, nil, nil) {
+		if r, ok := resources[name]; ok && !r.Known() {
+			return r, true
+		}
+	}
+	return policy.Resource{}, false
 }
 
 // Read is a place where a module reads objects of the cluster.
@@ -205,17 +224,104 @@ func (c *Compiler) Broken(set policy.Set) map[policy.ID][]policy.Problem {
 	return broken
 }
 
-// missing are the problems of a module that reads what is not available.
-func (m *module) missing(unavailable policy.Unavailable, own map[string]bool) []policy.Problem {
-	var problems []policy.Problem
+// claims say who of modules and resources has a name below the path: a package that is
+// in force, or else a resource that somebody reads.
+type claims struct {
+	replicated Replicated
+	resources  policy.Resources
+	own        map[string]bool    // names of packages and rules in force
+	readers    map[string]*module // of others, by name: one in force, or the oldest that is wanted
+	base       map[policy.ID]*module
+}
+
+func newClaims(replicated Replicated, resources policy.Resources, base, wanted map[policy.ID]*module) claims {
+	c := claims{
+		replicated: replicated,
+		resources:  resources,
+		own:        defined(replicated.Path, base),
+		readers:    make(map[string]*module),
+		base:       base,
+	}
+	for _, m := range wanted {
+		for _, r := range m.reads {
+			if other := c.readers[r.name]; other == nil || m.Older(other.Module) < 0 {
+				c.readers[r.name] = m
+			}
+		}
+	}
+	for _, m := range base {
+		for _, r := range m.reads {
+			c.readers[r.name] = m
+		}
+	}
+	return c
+}
+
+// check says why a module cannot go into force in the place of the one before, which
+// may be nil, and what else its author should know.
+func (c claims) check(m, from *module) (problems, warnings []policy.Problem) {
+	if c.resources == nil || !c.replicated.Auto {
+		return nil, nil
+	}
+	before := make(map[string]bool)
+	if from != nil {
+		for _, r := range from.reads {
+			before[r.name] = true
+		}
+	}
 	for _, r := range m.reads {
-		resource, ok := unavailable[r.name]
-		if !ok || own[r.name] {
+		problem, known := c.read(r)
+		switch {
+		case problem.Code == "":
+		case known || before[r.name] && problem.Code != policy.CodePending:
+			warnings = append(warnings, problem)
+		case !before[r.name]:
+			problems = append(problems, problem)
+		}
+	}
+	return append(problems, c.clashes(m)...), warnings
+}
+
+// read is what there is to say about one place that reads; no problem with a code if
+// there is nothing. known is true if it is known what it will find.
+func (c claims) read(r read) (problem policy.Problem, known bool) {
+	resource, ok := c.resources[r.name]
+	switch {
+	case r.name == "" && len(c.replicated.Resources) > 0, c.own[r.name]:
+		return policy.Problem{}, true
+	case r.name == "":
+		known = true
+		problem = policy.Problem{Code: policy.CodeUnavailable, Message: "the text does not say which resource is read: " +
+			"of those that no other place names nothing is replicated, unless --replicate does"}
+	case !ok:
+		problem = policy.Problem{Code: policy.CodePending, Message: r.name + " is not known yet"}
+	case resource.State == policy.ResourceLoaded:
+		return policy.Problem{}, true
+	default:
+		problem, known = resource.Problem(), resource.Known()
+	}
+	problem.Row, problem.Col = r.row, r.col
+	return problem, known
+}
+
+// clashes are the names that a module would define and that mean resources: somebody
+// in force reads them, or somebody older.
+func (c claims) clashes(m *module) []policy.Problem {
+	names := make(map[string]bool)
+	define(names, m.ast, c.replicated.Path)
+	var problems []policy.Problem
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		reader, resource := c.readers[name], c.resources[name]
+		if c.own[name] || reader == nil || reader.ID == m.ID || resource.Name == "" || !resource.Exists() {
 			continue
 		}
-		problem := resource.Problem()
-		problem.Row, problem.Col = r.row, r.col
-		problems = append(problems, problem)
+		if _, inForce := c.base[reader.ID]; !inForce && m.Older(reader.Module) < 0 {
+			continue
+		}
+		problems = append(problems, policy.Problem{
+			Code: policy.CodeDefect, Row: m.ast.Package.Loc().Row, Col: m.ast.Package.Loc().Col,
+			Message: fmt.Sprintf("%s has the objects of the cluster that %s reads: call the package otherwise", resource.Path, reader.ID),
+		})
 	}
 	return problems
 }

@@ -187,6 +187,7 @@ func TestReads(t *testing.T) {
 			"f(x) := data.kubernetes.a[x]", "p[data.kubernetes.b.x] := data.kubernetes.c.x if true", "q := 1 if false else := data.kubernetes.d.y",
 		}, []string{"a", "b", "c", "d"}},
 		{"in a test's with", []string{"p if { q with data.kubernetes.pods as data.kubernetes.nodes }", "q := 1"}, []string{"nodes"}},
+		{"in the head of a rule that is a reference", []string{"p.q[data.kubernetes.a.x.kind] := 1", "p[data.kubernetes.b.x.kind].r contains 1"}, []string{"a", "b"}},
 		{"in v0", []string{"p[x] { x = data.kubernetes.pods[_][_] }"}, []string{"pods"}},
 		{"what policies define", []string{"p := data.kubernetes.admission.deny"}, nil},
 		{"elsewhere", []string{"p := data.pods.kubernetes", "q := input.data.kubernetes.pods"}, nil},
@@ -203,11 +204,14 @@ func TestReads(t *testing.T) {
 			if held := report.Held(); len(held) > 0 {
 				t.Fatalf("held: %v", held)
 			}
-			if got := c.Reads(nil, set); !slices.Equal(got, test.want) {
-				t.Errorf("got %q, want %q", got, test.want)
-			}
-			if got := c.Reads(snapshot, nil); !slices.Equal(got, test.want) {
+			if got := c.Reads(snapshot, nil, nil); !slices.Equal(got, test.want) {
 				t.Errorf("in force: got %q, want %q", got, test.want)
+			}
+			if got := c.Reads(nil, set, nil); !slices.Equal(got, test.want) {
+				t.Errorf("in force last: got %q, want %q", got, test.want)
+			}
+			if got := c.Reads(snapshot, nil, set); !slices.Equal(got, test.want) {
+				t.Errorf("wanted: got %q, want %q", got, test.want)
 			}
 		})
 	}
@@ -219,7 +223,7 @@ func TestThePathOfReplicatedObjectsMayBeLong(t *testing.T) {
 		module("a", 1, "package k", "p := data.my.cluster.pods", "q := data.my.other.nodes", "r := data.my.cluster.own"),
 		module("b", 1, "package my.cluster", "own := 1"),
 	)
-	if got := c.Reads(nil, set); !slices.Equal(got, []string{"pods"}) {
+	if got := c.Reads(nil, set, nil); !slices.Equal(got, []string{"pods"}) {
 		t.Errorf("got %q", got)
 	}
 }
@@ -259,57 +263,128 @@ func TestBrokenAreTheModulesThatNobodyCanRead(t *testing.T) {
 	}
 }
 
+// resources says of each name in which state it is.
+func resources(states map[string]policy.ResourceState) policy.Resources {
+	all := make(policy.Resources)
+	for name, state := range states {
+		all[name] = policy.Resource{Name: name, Path: "data.kubernetes." + name, State: state, Reason: "because"}
+	}
+	return all
+}
+
 // A change that comes to read what is not known is held until it is; what is in
 // force already stays, with a warning.
 func TestWhatReadsTheUnknownIsHeld(t *testing.T) {
 	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
-	forbidden := policy.Resource{Name: "pods", Path: "data.kubernetes.pods", State: policy.ResourceFailed, Reason: "pods is forbidden"}
-	loading := forbidden
-	loading.State, loading.Reason = policy.ResourceLoading, "waiting for the first list"
 	old := module("a", 1, "package k", "p := 1")
 	reads := module("a", 1, "package k", "", "p := data.kubernetes.pods.x.y")
+	edited := module("a", 1, "package k", "", "", "p := data.kubernetes.pods.x.z")
 	other := module("b", 2, "package k", "q := 2")
-
 	snapshot, _ := settle(c, c.Empty(), policy.NewSet(old))
-	c.SetUnavailable(policy.Unavailable{"pods": loading})
-	snapshot, report := settle(c, snapshot, policy.NewSet(reads, other))
-	checkReport(t, report, map[string]want{
-		"a": {"previous v1", "3:6: replication_pending: data.kubernetes.pods is not known: waiting for the first list"}, "b": {"current v1"},
-	})
-	if !report.Modules[0].Pending() {
-		t.Error("what waits for a list is not pending")
-	}
-	c.SetUnavailable(policy.Unavailable{"pods": forbidden})
-	snapshot, report = settle(c, snapshot, policy.NewSet(reads, other))
-	checkReport(t, report, map[string]want{
-		"a": {"previous v1", "3:6: replication_error: data.kubernetes.pods is not known: pods is forbidden"}, "b": {"current v1"},
-	})
-	if report.Modules[0].Pending() {
-		t.Error("what is forbidden is pending")
-	}
-	c.SetUnavailable(nil)
-	snapshot, report = settle(c, snapshot, policy.NewSet(reads, other))
-	checkReport(t, report, map[string]want{"a": {"current v1"}, "b": {"current v1"}})
-
-	c.SetUnavailable(policy.Unavailable{"pods": forbidden, "nodes": forbidden})
-	_, report = settle(c, snapshot, policy.NewSet(reads, other))
-	checkReport(t, report, map[string]want{"a": {"current v1"}, "b": {"current v1"}})
-	if got := texts(report.Modules[0].Warnings); len(got) != 1 || !like(got[0], "3:6: replication_error: data.kubernetes.pods is not known: pods is forbidden") {
-		t.Errorf("the warnings are %q", got)
-	}
-	c.SetUnavailable(policy.Unavailable{"pods": loading})
-	if _, report = settle(c, snapshot, policy.NewSet(reads, other)); len(report.Modules[0].Warnings) > 0 {
-		t.Errorf("the warnings are %q", report.Modules[0].Warnings)
+	for _, step := range []struct {
+		name     string
+		state    policy.ResourceState
+		a        policy.Module
+		want     want
+		warnings []string
+		pending  bool
+	}{
+		{"its first list is on its way", policy.ResourceLoading, reads,
+			want{"previous v1", "3:6: replication_pending: data.kubernetes.pods is not known: because"}, nil, true},
+		{"it is forbidden", policy.ResourceFailed, reads, want{"previous v1", "3:6: replication_error: data.kubernetes.pods is not known: because"}, nil, false},
+		{"it does not exist: there are no objects", policy.ResourceMissing, reads, want{"current v1"},
+			[]string{"3:6: replication_error: data.kubernetes.pods has no objects: because"}, false},
+		{"it is there", policy.ResourceLoaded, reads, want{"current v1"}, nil, false},
+		{"it is forbidden again", policy.ResourceFailed, reads, want{"current v1"},
+			[]string{"3:6: replication_error: data.kubernetes.pods is not known: because"}, false},
+		{"and its reader is edited", policy.ResourceFailed, edited, want{"current v1"},
+			[]string{"4:6: replication_error: data.kubernetes.pods is not known: because"}, false},
+		{"its list comes anew", policy.ResourceLoading, edited, want{"current v1"}, nil, false},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			var report policy.Report
+			c.SetResources(resources(map[string]policy.ResourceState{"pods": step.state, "nodes": policy.ResourceFailed}))
+			snapshot, report = settle(c, snapshot, policy.NewSet(step.a, other))
+			checkReport(t, report, map[string]want{"a": step.want, "b": {"current v1"}})
+			if got := texts(report.Modules[0].Warnings); !slices.Equal(got, step.warnings) {
+				t.Errorf("the warnings are %q, want %q", got, step.warnings)
+			}
+			if report.Modules[0].Pending() != step.pending {
+				t.Errorf("pending is %t", !step.pending)
+			}
+			lacking, ok := c.Lacking(snapshot, resources(map[string]policy.ResourceState{"pods": step.state}))
+			if want := step.want[0] == "current v1" && (step.state == policy.ResourceFailed || step.state == policy.ResourceLoading); ok != want {
+				t.Errorf("lacking is %v", lacking)
+			}
+		})
 	}
 }
 
-// What one module defines is no resource for another, whatever its name.
-func TestNamesThatPoliciesDefineAreNotWaitedFor(t *testing.T) {
+func TestANameThatNobodyHasAskedForIsPending(t *testing.T) {
 	c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
-	c.SetUnavailable(policy.Unavailable{"pods": {Name: "pods", State: policy.ResourceMissing}})
-	set := policy.NewSet(module("a", 1, "package kubernetes.pods", "x := 1"), module("b", 1, "package k", "p := data.kubernetes.pods.x"))
-	_, report := settle(c, c.Empty(), set)
-	checkReport(t, report, map[string]want{"a": {"current v1"}, "b": {"current v1"}})
+	c.SetResources(policy.Resources{})
+	_, report := settle(c, c.Empty(), policy.NewSet(module("a", 1, "package k", "p := data.kubernetes.pods")))
+	checkReport(t, report, map[string]want{"a": {"none", "2:6: replication_pending: "}})
+}
+
+func TestReadsThatNameNoResourceAreWarnedOf(t *testing.T) {
+	for _, replicated := range []engine.Replicated{
+		{Path: []string{"kubernetes"}, Auto: true},
+		{Path: []string{"kubernetes"}, Auto: true, Resources: [][]string{{"kubernetes", "pods"}}}, // then somebody has thought of it
+	} {
+		c := newReplicating(t, replicated)
+		c.SetResources(policy.Resources{})
+		_, report := settle(c, c.Empty(), policy.NewSet(module("a", 1, "package k", "p := data.kubernetes[input.kind]")))
+		checkReport(t, report, map[string]want{"a": {"current v1"}})
+		if n := len(report.Modules[0].Warnings); n != 1-len(replicated.Resources) {
+			t.Errorf("there are %d warnings", n)
+		}
+	}
+}
+
+// Who has a name below the path: packages in force, then resources that are read, then
+// the older.
+func TestWhoHasAName(t *testing.T) {
+	reader := func(created int64) policy.Module {
+		return module("reader", created, "package k", "p := data.kubernetes.pods")
+	}
+	definer := func(created int64) policy.Module {
+		return module("definer", created, "package kubernetes.pods", "", "x := 1")
+	}
+	held := want{"none", "1:1: invalid_parameter: data.kubernetes.pods has the objects of the cluster that opa/reader/main reads"}
+	for _, test := range []struct {
+		name    string
+		state   policy.ResourceState
+		inForce []policy.Module
+		wanted  []policy.Module
+		want    map[string]want
+		reads   []string
+	}{
+		{"a reader in force keeps it", policy.ResourceLoaded, []policy.Module{reader(2)}, []policy.Module{reader(2), definer(1)},
+			map[string]want{"reader": {"current v1"}, "definer": held}, []string{"pods"}},
+		{"a package that does not even compile takes nothing from it", policy.ResourceLoaded, []policy.Module{reader(2)},
+			[]policy.Module{reader(2), module("definer", 1, "package kubernetes.pods", "x := y")},
+			map[string]want{"reader": {"current v1"}, "definer": {"none", "…"}}, []string{"pods"}},
+		{"a package in force keeps it", policy.ResourceFailed, []policy.Module{definer(2)}, []policy.Module{reader(1), definer(2)},
+			map[string]want{"reader": {"current v1"}, "definer": {"current v1"}}, nil},
+		{"of two that are new the older has it: the reader", policy.ResourceLoaded, nil, []policy.Module{reader(1), definer(2)},
+			map[string]want{"reader": {"current v1"}, "definer": held}, []string{"pods"}},
+		{"of two that are new the older has it: the package", policy.ResourceLoaded, nil, []policy.Module{reader(2), definer(1)},
+			map[string]want{"reader": {"current v1"}, "definer": {"current v1"}}, nil},
+		{"what is no resource is anybody's", policy.ResourceMissing, []policy.Module{reader(1)}, []policy.Module{reader(1), definer(2)},
+			map[string]want{"reader": {"current v1"}, "definer": {"current v1"}}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newReplicating(t, engine.Replicated{Path: []string{"kubernetes"}, Auto: true})
+			snapshot, _ := settle(c, c.Empty(), policy.NewSet(test.inForce...))
+			c.SetResources(resources(map[string]policy.ResourceState{"pods": test.state}))
+			snapshot, report := settle(c, snapshot, policy.NewSet(test.wanted...))
+			checkReport(t, report, test.want)
+			if got := c.Reads(snapshot, nil, policy.NewSet(test.wanted...)); !slices.Equal(got, test.reads) {
+				t.Errorf("it reads %q, want %q", got, test.reads)
+			}
+		})
+	}
 }
 
 func TestObjectsAndDataOfConfigMapsStandBesideEachOther(t *testing.T) {

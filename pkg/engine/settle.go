@@ -53,7 +53,7 @@ type settlement struct {
 	trials int // compilations that are left for finding culprits
 	base   map[policy.ID]*module
 	held   map[policy.ID][]policy.Problem
-	// warnings are of modules that did not change.
+	// warnings are of modules that are in force as wanted, if they come to be.
 	warnings map[policy.ID][]policy.Problem
 }
 
@@ -65,22 +65,23 @@ const maxTrials = 1000
 // changes are the differences between the base and the parsed modules, oldest
 // first; a module that did not parse is held at once.
 //
-// So is one that reads what is not available: it would find nothing where there may
-// be something. One that is in force already stays.
-func (s *settlement) changes(parsed map[policy.ID]*module, unavailable policy.Unavailable) []change {
-	own := defined(s.parser.replicated.Path, parsed, s.base)
+// So is one that comes to read what is not known: it would find nothing where there
+// may be something. One that is in force already stays.
+func (s *settlement) changes(parsed map[policy.ID]*module, resources policy.Resources) []change {
+	claims := newClaims(s.parser.replicated, resources, s.base, parsed)
 	var changes []change
 	for id, m := range parsed {
 		from := s.base[id]
-		missing := m.missing(unavailable, own)
+		problems, warnings := claims.check(m, from)
 		switch {
 		case len(m.problems) > 0:
 			s.held[id] = m.problems
 		case from != nil && from.digest == m.digest:
-			s.warnings[id] = slices.DeleteFunc(missing, func(p policy.Problem) bool { return p.Code == policy.CodePending })
-		case len(missing) > 0:
-			s.held[id] = missing
+			s.warnings[id] = warnings
+		case len(problems) > 0:
+			s.held[id] = problems
 		default:
+			s.warnings[id] = warnings
 			changes = append(changes, change{id: id, from: from, to: m})
 		}
 	}

@@ -29,14 +29,23 @@ const (
 	ResourceFailed  ResourceState = "failed"
 )
 
-// Unavailable are the resources that are not loaded, by their name.
-type Unavailable map[string]Resource
+// Resources are those that policies read by name.
+type Resources map[string]Resource
 
-// Problem is why a module that reads the resource is held while it is not loaded.
+// Known reports whether it is known which objects there are: all, or none.
+func (r Resource) Known() bool { return r.State == ResourceLoaded || r.State == ResourceMissing }
+
+// Exists reports whether there is such a resource, as far as one can tell.
+func (r Resource) Exists() bool { return r.State != ResourceMissing }
+
+// Problem is what there is to say to who reads a resource that is not loaded.
 func (r Resource) Problem() Problem {
-	code := CodeUnavailable
-	if r.State == ResourceLoading {
-		code = CodePending
+	switch r.State {
+	case ResourceLoading:
+		return Problem{Code: CodePending, Message: r.Path + " is not known: " + r.Reason}
+	case ResourceMissing:
+		return Problem{Code: CodeUnavailable, Message: r.Path + " has no objects: " + r.Reason}
+	case ResourceLoaded, ResourceFailed:
 	}
-	return Problem{Code: code, Message: r.Path + " is not known: " + r.Reason}
+	return Problem{Code: CodeUnavailable, Message: r.Path + " is not known: " + r.Reason}
 }

@@ -237,8 +237,8 @@ func TestNoRole(t *testing.T) {
 			},
 		},
 		{
-			"a name of two groups", given{files: map[string]string{"a.yaml": configMap("a", "package k", "p := data.kubernetes.jobs"), "b.yaml": definition("example.com", "jobs")}},
-			[]string{"opa/a/main:2:6: data.kubernetes.jobs: it may be batch/v1/jobs or example.com/v1beta1/jobs: say which with --replicate or --replicate-cluster"},
+			"a name of two groups", given{files: map[string]string{"a.yaml": configMap("a", "package k", "p := data.kubernetes.widgets"), "b.yaml": definition("example.com", "widgets"), "c.yaml": definition("example.org", "widgets")}},
+			[]string{"opa/a/main:2:6: data.kubernetes.widgets: it may be example.com/v1beta1/widgets or example.org/v1beta1/widgets: say which with --replicate or --replicate-cluster"},
 		},
 		{"no policy", given{files: map[string]string{"a.yaml": definition("example.com", "widgets")}}, []string{"no policy was found: neither a ConfigMap with the label openpolicyagent.org/policy=rego nor a .rego file"}},
 		{"nothing on standard input", given{stdin: "\n"}, []string{"no policy was found"}},

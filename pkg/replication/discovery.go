@@ -6,9 +6,11 @@ import (
 	"slices"
 	"strings"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -18,12 +20,17 @@ import (
 // does not answer, nothing is known.
 func check(client discovery.ServerResourcesInterface, r Resource) error {
 	list, err := client.ServerResourcesForGroupVersion(r.GroupVersion().String())
-	if err != nil {
+	builtin := scheme.Scheme.IsGroupRegistered(r.Group)
+	switch {
+	case apierrors.IsNotFound(err) && builtin:
+		return fmt.Errorf("%s: the API server does not serve %s", r, r.GroupVersion())
+	case err != nil:
 		return nil //nolint:nilerr // the list of its objects says why, again and again
 	}
 	for _, known := range list.APIResources {
 		switch {
 		case known.Name != r.Resource:
+			continue
 		case known.Namespaced && !r.Namespaced:
 			return fmt.Errorf("%s has objects in namespaces: it goes with --replicate, not --replicate-cluster", r)
 		case !known.Namespaced && r.Namespaced:
@@ -31,6 +38,10 @@ func check(client discovery.ServerResourcesInterface, r Resource) error {
 		case !watchable(known):
 			return fmt.Errorf("%s cannot be replicated: the API server does not let anybody list and watch it", r)
 		}
+		return nil
+	}
+	if builtin { // others may come to have it
+		return fmt.Errorf("%s: the API server has no such resource in %s", r, r.GroupVersion())
 	}
 	return nil
 }
@@ -90,14 +101,31 @@ func Discover(client discovery.ServerResourcesInterface) (*Resolver, error) {
 	return r, nil
 }
 
+// other is the version in which the API server has a resource, if it is not the one
+// that is named; or else the zero value.
+func (r *Resolver) other(resource Resource) Resource {
+	for _, known := range r.known[resource.Resource] {
+		if known.Group == resource.Group && known.Version != resource.Version {
+			return known
+		}
+	}
+	return Resource{}
+}
+
 // Resolve is the resource that policies mean by a name. That of the core group goes
-// before all others, such as the pods of a metrics server. With an error the state
-// says whether there is none, or it is not known which.
+// before all others, such as the pods of a metrics server, and those of Kubernetes
+// before those of a CRD: what somebody installs does not change what is meant. With an
+// error the state says whether there is none, or it is not known which.
 func (r *Resolver) Resolve(name string) (Resource, policy.ResourceState, error) {
 	candidates := r.known[name]
-	for _, c := range candidates {
-		if c.Group == "" {
-			return c, policy.ResourceLoading, nil
+	for _, goesFirst := range []func(group string) bool{
+		func(group string) bool { return group == "" },
+		scheme.Scheme.IsGroupRegistered,
+	} {
+		for _, c := range candidates {
+			if goesFirst(c.Group) {
+				return c, policy.ResourceLoading, nil
+			}
 		}
 	}
 	switch {

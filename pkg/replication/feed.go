@@ -43,11 +43,16 @@ type feed struct {
 	data    Data
 	batches *batcher
 	changed func(f *feed) // is called when the state has changed; must not block
+	// elsewhere is the version in which the API server has the resource, if another.
+	elsewhere func(Resource) (Resource, error)
 
 	mu     sync.Mutex
 	state  policy.ResourceState
 	reason string
 	lost   error // why an object could not be taken; nil if all could since the last list
+	denied error // why it may not be watched; nil if it may, as far as one knows
+	moved  bool  // the API server has it in another version now
+	ended  bool  // data is no longer ours
 }
 
 // run follows the resource until ctx ends.
@@ -60,7 +65,10 @@ func (f *feed) run(ctx context.Context) {
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			w, err := f.client.Resource(f.GroupVersionResource).Watch(ctx, f.options(o))
-			f.heard(ctx, err)
+			f.watched(err)
+			if o.SendInitialEvents == nil || err == nil {
+				f.heard(ctx, err) // else a list comes next, which says it better
+			}
 			return w, err
 		},
 	}, f.client)
@@ -86,6 +94,21 @@ func (f *feed) options(o metav1.ListOptions) metav1.ListOptions {
 	return o
 }
 
+// watched takes note of whether the resource may be watched: one that may only be listed
+// is never up to date.
+func (f *feed) watched(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case err == nil:
+		f.denied = nil
+	case isDenied(err):
+		f.denied = err
+	}
+}
+
+func isDenied(err error) bool { return apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) }
+
 // heard takes note of what the API server answers.
 func (f *feed) heard(ctx context.Context, err error) {
 	switch {
@@ -101,20 +124,50 @@ func (f *feed) heard(ctx context.Context, err error) {
 			}
 		})
 	case apierrors.IsNotFound(err), apierrors.IsMethodNotSupported(err):
-		// There is no such resource, so there are no objects of it.
-		f.replace(nil)
-		f.become(func() { f.state, f.reason = policy.ResourceMissing, "the API server knows no resource "+f.String() })
-	case apierrors.IsForbidden(err), apierrors.IsUnauthorized(err):
+		f.absent()
+	case isDenied(err):
 		f.become(func() { f.state, f.reason = policy.ResourceFailed, err.Error() })
 	case errors.Is(err, io.EOF), apierrors.IsResourceExpired(err), apierrors.IsGone(err):
 		// A watch that ends as watches do.
 	default:
 		f.become(func() {
-			if f.reason = err.Error(); f.state != policy.ResourceLoaded {
+			if f.reason = reasonOf(err); f.state != policy.ResourceLoaded {
 				f.state = policy.ResourceFailed
 			}
 		})
 	}
+}
+
+// absent takes note that there is no such resource, so that there are no objects of it.
+// If it is there in another version, there may be.
+func (f *feed) absent() {
+	other, err := f.elsewhere(f.Resource)
+	switch {
+	case err != nil:
+		f.become(func() { f.state, f.reason = policy.ResourceFailed, reasonOf(err) })
+	case other.Resource != "":
+		f.become(func() {
+			f.state, f.reason, f.moved = policy.ResourceFailed, fmt.Sprintf("the API server has it as %s now", other), true
+		})
+	default:
+		f.replace(nil)
+		f.become(func() { f.state, f.reason = policy.ResourceMissing, "the API server knows no resource "+f.String() })
+	}
+}
+
+func (f *feed) hasMoved() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.moved
+}
+
+// reasonOf is the same for the same trouble: errors of a connection name its ports.
+func reasonOf(err error) string {
+	var status apierrors.APIStatus
+	if errors.As(err, &status) {
+		return err.Error()
+	}
+	return "the API server does not answer"
 }
 
 const waiting = "waiting for the first list"
@@ -226,7 +279,7 @@ func (f *feed) Update(object any) error {
 	if err != nil {
 		return err
 	}
-	f.batches.add(engine.Change{Path: slices.Concat(f.Path, e.path), Content: e.content})
+	f.emit(engine.Change{Path: slices.Concat(f.Path, e.path), Content: e.content})
 	return nil
 }
 
@@ -240,7 +293,7 @@ func (f *feed) Delete(object any) error {
 	if err != nil {
 		return err // and it was never taken
 	}
-	f.batches.add(engine.Change{Path: slices.Concat(f.Path, path)})
+	f.emit(engine.Change{Path: slices.Concat(f.Path, path)})
 	return nil
 }
 
@@ -258,7 +311,12 @@ func (f *feed) Replace(objects []any, _ string) error {
 		return err
 	}
 	f.replace(changes)
-	f.become(func() { f.state, f.reason = policy.ResourceLoaded, "" })
+	f.become(func() {
+		f.state, f.reason = policy.ResourceLoaded, ""
+		if f.denied != nil {
+			f.state, f.reason = policy.ResourceFailed, f.denied.Error()
+		}
+	})
 	return nil
 }
 
@@ -272,8 +330,25 @@ func (f *feed) takeLost() error {
 }
 
 func (f *feed) replace(changes []engine.Change) {
-	f.batches.add(engine.Change{Path: f.Path, Content: engine.NewCollection(changes...)})
+	f.emit(engine.Change{Path: f.Path, Content: engine.NewCollection(changes...)})
 	f.batches.flush()
+}
+
+// emit changes data, unless that is no longer ours: what is left of a reflector that was
+// stopped may still call.
+func (f *feed) emit(c engine.Change) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.ended {
+		f.batches.add(c)
+	}
+}
+
+// end is called when another may write to our path.
+func (f *feed) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended = true
 }
 
 // Resync has nothing to do: nothing here changes by itself.

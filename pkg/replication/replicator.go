@@ -99,15 +99,26 @@ func New(config Config) *Replicator {
 
 func (r *Replicator) newFeed(resource Resource) *feed {
 	return &feed{
-		Resource: resource,
-		ignore:   r.config.IgnoreNamespaces,
-		client:   r.config.Client,
-		data:     r.config.Data,
-		batches:  r.batches,
-		changed:  r.changed,
-		state:    policy.ResourceLoading,
-		reason:   waiting,
+		Resource:  resource,
+		ignore:    r.config.IgnoreNamespaces,
+		client:    r.config.Client,
+		data:      r.config.Data,
+		batches:   r.batches,
+		changed:   r.changed,
+		elsewhere: r.elsewhere,
+		state:     policy.ResourceLoading,
+		reason:    waiting,
 	}
+}
+
+// elsewhere is the version in which the API server has a resource; the zero value if it
+// has it in none, or in the one that is named.
+func (r *Replicator) elsewhere(resource Resource) (Resource, error) {
+	known, err := Discover(r.config.Discovery)
+	if err != nil {
+		return Resource{}, err
+	}
+	return known.other(resource), nil
 }
 
 // changed tells of the state of a feed.
@@ -122,10 +133,21 @@ func (r *Replicator) changed(f *feed) {
 	case s.State != policy.ResourceLoading:
 		log.Warn("objects are not replicated", "state", s.State, "reason", s.Reason)
 	}
+	if f.hasMoved() {
+		r.wakeUp()
+	}
 	r.mu.Lock()
 	look := r.look
 	r.mu.Unlock()
 	look()
+}
+
+// wakeUp lets follow look again.
+func (r *Replicator) wakeUp() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
 }
 
 // Run replicates until ctx ends, and calls look when more or less is available than
@@ -169,10 +191,7 @@ func (r *Replicator) Want(names []string) {
 		return
 	}
 	r.wanted = wanted
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	r.wakeUp()
 }
 
 func (r *Replicator) pathOf(name string) string {
@@ -206,17 +225,20 @@ func (r *Replicator) Resources() []policy.Resource {
 	return all
 }
 
-// Unavailable are the resources of Resources that policies may read by name and of
-// which the objects are not known.
-func (r *Replicator) Unavailable() policy.Unavailable {
-	unavailable := make(policy.Unavailable)
+// ByName are the resources that policies read by a name below the path. Where a flag
+// has put several below one name, it is one of which it is not known what there is, if
+// there is such.
+func (r *Replicator) ByName() policy.Resources {
+	byName := make(policy.Resources)
 	for _, resource := range r.Resources() {
-		if resource.State != policy.ResourceLoaded && resource.Path == r.pathOf(resource.Name) {
-			resource.Objects = 0
-			unavailable[resource.Name] = resource
+		name, _, _ := strings.Cut(strings.TrimPrefix(resource.Path, r.pathOf("")), ".")
+		if other, ok := byName[name]; ok && !other.Known() {
+			continue
 		}
+		resource.Objects = 0 // they change all the time
+		byName[name] = resource
 	}
-	return unavailable
+	return byName
 }
 
 // Waiting is nil once the first list of all that flags name is loaded, and it is
@@ -273,7 +295,7 @@ func (r *Replicator) dropFeeds() {
 	r.mu.Lock()
 	var gone []*following
 	for name, f := range r.followed {
-		if _, wanted := r.wanted[name]; wanted && f.status().State != policy.ResourceMissing {
+		if _, wanted := r.wanted[name]; wanted && f.status().State != policy.ResourceMissing && !f.hasMoved() {
 			continue
 		}
 		gone = append(gone, f)
@@ -284,8 +306,12 @@ func (r *Replicator) dropFeeds() {
 		r.mu.Lock()
 		name := f.Path[len(f.Path)-1]
 		delete(r.followed, name)
-		_, wanted := r.wanted[name]
-		if wanted {
+		resource, wanted := r.wanted[name]
+		switch {
+		case wanted && f.hasMoved(): // its objects stay until they come from there
+			resource.State, resource.Reason = policy.ResourceLoading, waiting
+			r.wanted[name] = resource
+		case wanted:
 			r.wanted[name], r.empty[name] = f.status(), true
 		}
 		r.mu.Unlock()
@@ -340,7 +366,7 @@ func (r *Replicator) startOne(ctx context.Context, f *feed) {
 	ended := make(chan struct{})
 	r.mu.Lock()
 	delete(r.empty, f.Path[len(f.Path)-1]) // data is the feed's from now on
-	r.followed[f.Path[len(f.Path)-1]] = &following{feed: f, stop: func() { cancel(); <-ended }}
+	r.followed[f.Path[len(f.Path)-1]] = &following{feed: f, stop: func() { cancel(); <-ended; f.end() }}
 	r.mu.Unlock()
 	r.config.Log.Info("a policy reads objects of the cluster", "resource", f.String(), "path", "data."+strings.Join(f.Path, "."))
 	go func() {

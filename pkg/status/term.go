@@ -190,7 +190,11 @@ func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
 	}
 	done.news = done.news || !target.recorded(done)
 	errRecord := t.record(ctx, name, target, &done)
-	if target.pending || target.good() && (!target.recorded(done) || !t.everywhere(fingerprint)) {
+	if target.pending && t.isPatient(name, &done) {
+		t.remember(name, done)
+		return errRecord // as a rule it takes less time to find out than to tell
+	}
+	if target.good() && (!target.recorded(done) || !t.everywhere(fingerprint)) {
 		err := t.await(ctx, name, target, &done)
 		t.remember(name, done)
 		return errors.Join(errRecord, err)
@@ -226,14 +230,23 @@ func (t *term) everywhere(fingerprint string) bool {
 	return true
 }
 
-// await looks again later whether all replicas have caught up. If they take long,
-// a status of the version before is taken back meanwhile: it would be a lie.
-func (t *term) await(ctx context.Context, name types.NamespacedName, target target, done *done) error {
+// isPatient reports whether a change is not told yet, as what it waits for may be there
+// at any moment; if not, it is looked at again.
+func (t *term) isPatient(name types.NamespacedName, done *done) bool {
 	if done.waiting.IsZero() {
 		done.waiting = time.Now()
 	}
-	if time.Since(done.waiting) < patience {
-		t.queue.AddAfter(name, patience)
+	if time.Since(done.waiting) >= patience {
+		return false
+	}
+	t.queue.AddAfter(name, patience)
+	return true
+}
+
+// await looks again later whether all replicas have caught up. If they take long,
+// a status of the version before is taken back meanwhile: it would be a lie.
+func (t *term) await(ctx context.Context, name types.NamespacedName, target target, done *done) error {
+	if t.isPatient(name, done) {
 		return nil
 	}
 	t.queue.AddAfter(name, lookAgain)
