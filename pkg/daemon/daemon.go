@@ -15,7 +15,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
@@ -73,7 +72,7 @@ type cluster struct {
 	client    kubernetes.Interface
 	events    kubernetes.Interface // at a rate of its own
 	metadata  metadata.Interface
-	dynamic   dynamic.Interface
+	config    *rest.Config
 	discovery discovery.DiscoveryInterface // does not wait for long
 	namespace string
 }
@@ -123,8 +122,8 @@ func (d *daemon) prepareReplication() error {
 	if err != nil {
 		return err
 	}
-	d.replicator = replication.New(replication.Config{
-		Client:           d.cluster.dynamic,
+	d.replicator, err = replication.New(replication.Config{
+		REST:             d.cluster.config,
 		Discovery:        d.cluster.discovery,
 		Resources:        resources,
 		Path:             path,
@@ -132,6 +131,9 @@ func (d *daemon) prepareReplication() error {
 		Data:             d.loop.engine,
 		Log:              d.log,
 	})
+	if err != nil {
+		return err
+	}
 	d.loop.replication = d.replicator
 	return nil
 }
@@ -228,15 +230,12 @@ func connect(kubeconfig string) (*cluster, error) {
 	config.QPS, config.Burst = clientQPS, clientBurst
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	rest.AddUserAgent(config, "kube-rego")
-	c := &cluster{namespace: namespace}
+	c := &cluster{namespace: namespace, config: rest.CopyConfig(config)}
 	if c.client, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
 	if c.metadata, err = metadata.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("making a client for metadata: %w", err)
-	}
-	if c.dynamic, err = dynamic.NewForConfig(config); err != nil {
-		return nil, fmt.Errorf("making a client for objects of any kind: %w", err)
 	}
 	brief := rest.CopyConfig(config)
 	brief.Timeout = discoveryTimeout

@@ -12,12 +12,12 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/kube-rego/kube-rego/pkg/engine"
@@ -39,7 +39,7 @@ const (
 type feed struct {
 	Resource
 	ignore  []string // namespaces
-	client  dynamic.Interface
+	client  rest.Interface
 	data    Data
 	batches *batcher
 	changed func(f *feed) // is called when the state has changed; must not block
@@ -49,7 +49,6 @@ type feed struct {
 	mu     sync.Mutex
 	state  policy.ResourceState
 	reason string
-	lost   error // why an object could not be taken; nil if all could since the last list
 	denied error // why it may not be watched; nil if it may, as far as one knows
 	moved  bool  // the API server has it in another version now
 	ended  bool  // data is no longer ours
@@ -59,12 +58,13 @@ type feed struct {
 func (f *feed) run(ctx context.Context) {
 	source := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := f.client.Resource(f.GroupVersionResource).List(ctx, f.options(o))
+			list, err := f.get(f.options(o)).Do(ctx).Get()
 			f.heard(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			w, err := f.client.Resource(f.GroupVersionResource).Watch(ctx, f.options(o))
+			o.Watch = true
+			w, err := f.get(f.options(o)).Watch(ctx)
 			f.watched(err)
 			if o.SendInitialEvents == nil || err == nil {
 				f.heard(ctx, err) // else a list comes next, which says it better
@@ -72,12 +72,28 @@ func (f *feed) run(ctx context.Context) {
 			return w, err
 		},
 	}, f.client)
-	reflector := cache.NewReflectorWithOptions(source, &unstructured.Unstructured{}, f, cache.ReflectorOptions{
+	reflector := cache.NewReflectorWithOptions(source, &object{}, f, cache.ReflectorOptions{
 		Name:            f.String(),
 		TypeDescription: f.String(),
 		Backoff:         &wait.Backoff{Duration: firstRetry, Cap: lastRetry, Steps: retrySteps, Factor: 2, Jitter: 0.2},
 	})
 	reflector.RunWithContext(ctx)
+}
+
+// parameters are how options are written into a request, for all groups alike.
+var parameters = func() runtime.ParameterCodec {
+	scheme := runtime.NewScheme()
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	return runtime.NewParameterCodec(scheme)
+}()
+
+// get is a request for the objects.
+func (f *feed) get(o metav1.ListOptions) *rest.Request {
+	path := []string{"apis", f.Group, f.Version, f.GroupVersionResource.Resource}
+	if f.Group == "" {
+		path = []string{"api", f.Version, f.GroupVersionResource.Resource}
+	}
+	return f.client.Get().AbsPath(path...).SpecificallyVersionedParams(&o, parameters, schema.GroupVersion{Version: "v1"})
 }
 
 // options leave out the namespaces that are ignored: their objects never cross the
@@ -198,59 +214,6 @@ func (f *feed) status() policy.Resource {
 	}
 }
 
-// entry is an object on its way into data.
-type entry struct {
-	path    []string
-	content engine.Content
-}
-
-// lastApplied is the annotation in which kubectl keeps the whole object once more.
-const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
-
-// entryOf makes an entry of an object, or passes on the one that is made already. An
-// error is remembered: the reflector goes on without the object, and nobody else would
-// know.
-func (f *feed) entryOf(object any) (entry, error) {
-	if e, ok := object.(entry); ok {
-		return e, nil
-	}
-	e, err := f.newEntry(object)
-	if err != nil {
-		f.become(func() { f.state, f.reason, f.lost = policy.ResourceFailed, err.Error(), err })
-	}
-	return e, err
-}
-
-func (f *feed) newEntry(object any) (entry, error) {
-	u, ok := object.(*unstructured.Unstructured)
-	if !ok {
-		return entry{}, fmt.Errorf("replicating %s: got a %T", f, object)
-	}
-	path, err := f.pathOf(u.GetNamespace(), u.GetName())
-	if err != nil {
-		return entry{}, err
-	}
-	content, err := f.data.NewDocument(trimmed(u.Object))
-	if err != nil {
-		return entry{}, fmt.Errorf("replicating %s %s/%s: %w", f, u.GetNamespace(), u.GetName(), err)
-	}
-	return entry{path: path, content: content}, nil
-}
-
-// trimmed is the object without what says nothing about it but who wrote it, and
-// what kubectl has applied: often more than half of it.
-func trimmed(object map[string]any) map[string]any {
-	unstructured.RemoveNestedField(object, "metadata", "managedFields")
-	annotations, ok, err := unstructured.NestedFieldNoCopy(object, "metadata", "annotations")
-	if known, isMap := annotations.(map[string]any); ok && err == nil && isMap {
-		delete(known, lastApplied)
-		if len(known) == 0 {
-			unstructured.RemoveNestedField(object, "metadata", "annotations")
-		}
-	}
-	return object
-}
-
 // pathOf is where an object is below the resource.
 func (f *feed) pathOf(namespace, name string) ([]string, error) {
 	switch {
@@ -264,51 +227,54 @@ func (f *feed) pathOf(namespace, name string) ([]string, error) {
 	return nil, fmt.Errorf("replicating %s: its objects have namespaces", f)
 }
 
-// Transformer makes entries of objects one by one while the first list is read, so
-// that the objects are never all there as they came.
-func (f *feed) Transformer() cache.TransformFunc {
-	return func(object any) (any, error) { return f.entryOf(object) }
+// changeOf is the change that puts an object into data below the resource. An error is
+// remembered: the reflector goes on without the object, and nobody else would know.
+func (f *feed) changeOf(o any) (engine.Change, error) {
+	item, ok := o.(*object)
+	if !ok {
+		return engine.Change{}, fmt.Errorf("replicating %s: got a %T", f, o)
+	}
+	path, err := f.pathOf(item.Namespace, item.Name)
+	if err != nil {
+		f.become(func() { f.state, f.reason = policy.ResourceFailed, err.Error() })
+		return engine.Change{}, err
+	}
+	return engine.Change{Path: path, Content: item.content}, nil
 }
 
 // Add puts an object into data.
-func (f *feed) Add(object any) error { return f.Update(object) }
+func (f *feed) Add(o any) error { return f.Update(o) }
 
 // Update puts an object into data, in the place of what is there of it.
-func (f *feed) Update(object any) error {
-	e, err := f.entryOf(object)
+func (f *feed) Update(o any) error {
+	change, err := f.changeOf(o)
 	if err != nil {
 		return err
 	}
-	f.emit(engine.Change{Path: slices.Concat(f.Path, e.path), Content: e.content})
+	change.Path = slices.Concat(f.Path, change.Path)
+	f.emit(change)
 	return nil
 }
 
 // Delete takes an object out of data.
-func (f *feed) Delete(object any) error {
-	u, ok := object.(*unstructured.Unstructured)
-	if !ok {
-		return fmt.Errorf("replicating %s: got a %T", f, object)
-	}
-	path, err := f.pathOf(u.GetNamespace(), u.GetName())
+func (f *feed) Delete(o any) error {
+	change, err := f.changeOf(o)
 	if err != nil {
-		return err // and it was never taken
+		return err
 	}
-	f.emit(engine.Change{Path: slices.Concat(f.Path, path)})
+	f.emit(engine.Change{Path: slices.Concat(f.Path, change.Path)})
 	return nil
 }
 
 // Replace makes data hold these objects and no others, all at once.
 func (f *feed) Replace(objects []any, _ string) error {
 	changes := make([]engine.Change, 0, len(objects))
-	for _, object := range objects {
-		e, err := f.entryOf(object)
+	for _, o := range objects {
+		change, err := f.changeOf(o)
 		if err != nil {
 			return err
 		}
-		changes = append(changes, engine.Change{Path: e.path, Content: e.content})
-	}
-	if err := f.takeLost(); err != nil {
-		return err
+		changes = append(changes, change)
 	}
 	f.replace(changes)
 	f.become(func() {
@@ -318,15 +284,6 @@ func (f *feed) Replace(objects []any, _ string) error {
 		}
 	})
 	return nil
-}
-
-// takeLost is why an object of the list could not be taken; the next list begins anew.
-func (f *feed) takeLost() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	err := f.lost
-	f.lost = nil
-	return err
 }
 
 func (f *feed) replace(changes []engine.Change) {

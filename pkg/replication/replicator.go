@@ -18,8 +18,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/valyala/fastjson"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
 
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -27,7 +28,9 @@ import (
 
 // Data is where objects go.
 type Data interface {
-	// NewDocument is an object as a content.
+	// ReadDocument is an object as a content, and so is NewDocument of one that the
+	// fast parser does not take.
+	ReadDocument(object *fastjson.Value) engine.Content
 	NewDocument(object map[string]any) (engine.Content, error)
 	// Apply changes data, all at once and in this order.
 	Apply(changes ...engine.Change)
@@ -37,8 +40,8 @@ type Data interface {
 
 // Config is what a Replicator needs.
 type Config struct {
-	// Client lists and watches objects.
-	Client dynamic.Interface
+	// REST is how to reach the API server that has the objects.
+	REST *rest.Config
 	// Discovery knows which resources there are.
 	Discovery discovery.ServerResourcesInterface
 	// Resources are replicated whatever policies read.
@@ -60,6 +63,7 @@ const discoverEvery = 5 * time.Second
 // Replicator keeps data as the cluster is.
 type Replicator struct {
 	config  Config
+	client  rest.Interface
 	batches *batcher
 	fixed   []*feed       // of Config.Resources
 	wake    chan struct{} // one slot: what is wanted has changed
@@ -81,9 +85,14 @@ type following struct {
 }
 
 // New makes a Replicator; Run starts it.
-func New(config Config) *Replicator {
+func New(config Config) (*Replicator, error) {
+	client, err := newClient(config.REST, config.Data)
+	if err != nil {
+		return nil, err
+	}
 	r := &Replicator{
 		config:   config,
+		client:   client,
 		batches:  &batcher{data: config.Data},
 		wake:     make(chan struct{}, 1),
 		look:     func() {},
@@ -94,14 +103,14 @@ func New(config Config) *Replicator {
 	for _, resource := range config.Resources {
 		r.fixed = append(r.fixed, r.newFeed(resource))
 	}
-	return r
+	return r, nil
 }
 
 func (r *Replicator) newFeed(resource Resource) *feed {
 	return &feed{
 		Resource:  resource,
 		ignore:    r.config.IgnoreNamespaces,
-		client:    r.config.Client,
+		client:    r.client,
 		data:      r.config.Data,
 		batches:   r.batches,
 		changed:   r.changed,
