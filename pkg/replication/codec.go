@@ -83,9 +83,13 @@ func (codec) Encode(runtime.Object, io.Writer) error { return errors.ErrUnsuppor
 // Identifier names the codec.
 func (codec) Identifier() runtime.Identifier { return "kube-rego" }
 
+// parsers keep their memory from one object to the next.
+var parsers fastjson.ParserPool
+
 // Decode reads a Status, a list, or an object.
 func (c codec) Decode(text []byte, _ *schema.GroupVersionKind, _ runtime.Object) (runtime.Object, *schema.GroupVersionKind, error) {
-	var parser fastjson.Parser
+	parser := parsers.Get()
+	defer parsers.Put(parser) // nothing of what it made is kept
 	value, err := parser.ParseBytes(text)
 	if err != nil || value.Type() != fastjson.TypeObject {
 		return c.decodeSlowly(text)
@@ -201,7 +205,8 @@ func (frames) Decode(text []byte, _ *schema.GroupVersionKind, into runtime.Objec
 	if !ok {
 		return nil, nil, fmt.Errorf("reading a watch: want a WatchEvent, got a %T", into)
 	}
-	var parser fastjson.Parser
+	parser := parsers.Get()
+	defer parsers.Put(parser)
 	value, err := parser.ParseBytes(text)
 	if err != nil || !value.Exists("object") {
 		return event, nil, json.Unmarshal(text, event)
