@@ -47,7 +47,7 @@ const (
 // time until they are there, and what it costs decisions when they change.
 func BenchmarkReplication(b *testing.B) {
 	pods := createPods(b, podCount)
-	letReplicate(b, "/pods")
+	allowReading(b, "pods")
 	b.Run("memory", func(b *testing.B) {
 		for b.Loop() {
 			printMemory(measureMemory(b, pods))

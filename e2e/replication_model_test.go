@@ -15,7 +15,6 @@ import (
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -77,7 +76,7 @@ var modelNamespaces = []string{"model-a", "model-b", "model-c"}
 
 func newModel(t *testing.T) *model {
 	t.Helper()
-	letReplicate(t, "networking.k8s.io/ingresses", "scheduling.k8s.io/priorityclasses")
+	allowReading(t, "ingresses.networking.k8s.io", "priorityclasses.scheduling.k8s.io")
 	for _, name := range modelNamespaces {
 		createNamespace(t, name)
 	}
@@ -101,42 +100,6 @@ func newModel(t *testing.T) *model {
 	m.client = lastingClient(injectedCA(t))
 	t.Cleanup(m.client.CloseIdleConnections)
 	return m
-}
-
-// letReplicate lets kube-rego list and watch these resources, each group/resource, until the test ends.
-func letReplicate(t testing.TB, resources ...string) {
-	t.Helper()
-	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{GenerateName: "replicate-"}}
-	for _, resource := range resources {
-		group, name, _ := strings.Cut(resource, "/")
-		role.Rules = append(role.Rules, rbacv1.PolicyRule{
-			APIGroups: []string{group}, Resources: []string{name}, Verbs: []string{"list", "watch"},
-		})
-	}
-	rbac := cluster.Client().RbacV1()
-	role, err := rbac.ClusterRoles().Create(t.Context(), role, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = rbac.ClusterRoleBindings().Create(t.Context(), &rbacv1.ClusterRoleBinding{
-		ObjectMeta: metav1.ObjectMeta{Name: role.Name},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
-		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: opa, Name: "kube-rego"}},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx := context.Background()
-		for _, err := range []error{
-			rbac.ClusterRoleBindings().Delete(ctx, role.Name, metav1.DeleteOptions{}),
-			rbac.ClusterRoles().Delete(ctx, role.Name, metav1.DeleteOptions{}),
-		} {
-			if err != nil {
-				t.Error(err)
-			}
-		}
-	})
 }
 
 // createNamespace makes a namespace, until the test ends.

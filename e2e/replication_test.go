@@ -637,7 +637,7 @@ func stateOf(ctx context.Context, asker *http.Client, instance *kuberego.Instanc
 
 // allowReading gives kube-rego the right to list and watch resources, named resource.group, until the test ends or the
 // function that is returned is called. Both return when the API server knows of it.
-func allowReading(t *testing.T, resources ...string) (forbid func()) {
+func allowReading(t testing.TB, resources ...string) (forbid func()) {
 	t.Helper()
 	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "read-" + strings.Join(resources, "-")}}
 	for _, resource := range resources {
@@ -680,7 +680,7 @@ func allowReading(t *testing.T, resources ...string) (forbid func()) {
 }
 
 // allowed waits until the API server knows whether kube-rego may watch a resource: it learns of rights by a watch of its own.
-func allowed(t *testing.T, resource schema.GroupResource, wanted bool) {
+func allowed(t testing.TB, resource schema.GroupResource, wanted bool) {
 	t.Helper()
 	review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 		User:               "system:serviceaccount:opa:kube-rego",
