@@ -36,7 +36,13 @@ import (
 // the test ends.
 func allowAllNamespaces(t *testing.T) {
 	t.Helper()
-	rbac := filepath.Join(cluster.root, "manifests", "all-namespaces", "rbac.yaml")
+	applyRights(t, "all-namespaces")
+}
+
+// applyRights applies the RBAC of a component of the manifests until the test ends.
+func applyRights(t *testing.T, component string) {
+	t.Helper()
+	rbac := filepath.Join(cluster.root, "manifests", component, "rbac.yaml")
 	kubectl(t, "apply", "-f", rbac)
 	t.Cleanup(func() {
 		if out, err := cluster.Kubectl(context.Background(), "delete", "-f", rbac).CombinedOutput(); err != nil {

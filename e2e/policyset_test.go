@@ -539,8 +539,8 @@ func TestAPolicyThatIsNoneAnyMore(t *testing.T) {
 	refuses(t, "one")
 	annotation(t, opa, "rules", is(statusOK))
 
-	// From policy to data, and back.
-	edit(t, opa, "rules", func(cm *corev1.ConfigMap) { cm.Labels = map[string]string{"openpolicyagent.org/data": "opa"} })
+	// From policy to something else, and back.
+	edit(t, opa, "rules", func(cm *corev1.ConfigMap) { cm.Labels = map[string]string{policyLabel: "notes"} })
 	allows(t, "one")
 	annotation(t, opa, "rules", is(""))
 	forgotten(t, "rules")

@@ -20,7 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 )
 
-// replicationRole is the ClusterRole that the manifests bind and do not have.
+// replicationRole is the ClusterRole that the component replication binds and does not have.
 const replicationRole = "kube-rego-replication"
 
 // runRBAC runs kube-rego rbac, which must print a role and nothing else, and reads the role as the API server does.
@@ -89,6 +89,7 @@ func takeRoleAway(t *testing.T) {
 
 // The role of kube-rego rbac is enough for --replicate-auto, and no rule of it can be spared.
 func TestPoliciesGoIntoForceWithTheGeneratedRoleAndNotWithLess(t *testing.T) {
+	applyRights(t, "replication")
 	resources := []string{"namespaces", "ingresses.networking.k8s.io"} // in the order of the rules
 	others := []string{"secrets", "pods", "networkpolicies.networking.k8s.io"}
 	for missing, resource := range resources {

@@ -61,7 +61,7 @@ func TestOnlyLabelledConfigMapsOfWatchedNamespacesArePolicies(t *testing.T) {
 
 func TestAllNamespaces(t *testing.T) {
 	allowAllNamespaces(t)
-	// The component as a person names it in a kustomization; the API server checks its conditions.
+	// The components as a person names them in a kustomization; the API server checks its conditions.
 	overlay := filepath.Join(cluster.dir, "all-namespaces")
 	if err := os.MkdirAll(overlay, 0o755); err != nil {
 		t.Fatal(err)
@@ -70,12 +70,12 @@ func TestAllNamespaces(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kustomization := fmt.Sprintf("resources: [%[1]s]\ncomponents: [%[1]s/all-namespaces]\n", manifests)
+	kustomization := fmt.Sprintf("resources: [%[1]s]\ncomponents: [%[1]s/all-namespaces, %[1]s/replication]\n", manifests)
 	if err := os.WriteFile(filepath.Join(overlay, "kustomization.yaml"), []byte(kustomization), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out := kubectl(t, "apply", "-k", overlay, "--dry-run=server", "-o", "yaml"); !contains("not-a-policy", "--namespaces=*")(out) {
-		t.Errorf("the component does not do its work:\n%s", out)
+	if out := kubectl(t, "apply", "-k", overlay, "--dry-run=server", "-o", "yaml"); !contains("not-a-policy", "--namespaces=*", "--replicate-auto", "name: kube-rego-replication")(out) {
+		t.Errorf("the components do not do their work:\n%s", out)
 	}
 	_, instance := install(t, "--namespaces=*")
 	create(t, policy(opa, "main", "main", entrypoint))

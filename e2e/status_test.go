@@ -128,10 +128,10 @@ replicas: 1 live, 1 with the same policies in force (<fingerprint>)
 	t.Run("what is no policy", func(t *testing.T) {
 		statusFails(t, cluster.Kubeconfig(), "kube-rego: ConfigMap opa/nope does not exist", "nope")
 		statusFails(t, cluster.Kubeconfig(), "kube-rego: ConfigMap opa/nope does not exist", "--history", "nope")
-		statusFails(t, cluster.Kubeconfig(), "kube-rego: ConfigMap default/kube-root-ca.crt is no policy: "+
-			"it does not have the label openpolicyagent.org/policy=rego", "-n", "default", "kube-root-ca.crt")
+		statusFails(t, cluster.Kubeconfig(), "kube-rego: ConfigMap default/kube-root-ca.crt is no policy and no data: "+
+			"it has neither the label openpolicyagent.org/policy=rego nor openpolicyagent.org/data=opa", "-n", "default", "kube-root-ca.crt")
 		matches(t, statusPrints(t, "-n", "kube-public", "--kube-rego-namespace", "kube-public"),
-			`there is no ConfigMap with the label openpolicyagent.org/policy=rego in namespace kube-public
+			`there is no ConfigMap with the label openpolicyagent.org/policy=rego or openpolicyagent.org/data=opa in namespace kube-public
 
 replicas: none is live in the namespace of kube-rego (--kube-rego-namespace)
 `)

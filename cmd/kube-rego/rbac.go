@@ -16,7 +16,7 @@ func newRBACCommand() *cobra.Command {
 resources that they read at data.kubernetes.RESOURCE, which is what kube-rego
 serve --replicate-auto replicates, and those that --replicate and
 --replicate-cluster name. There is no other right in it, and no wildcard. The
-ClusterRoleBinding kube-rego-replication of manifests/rbac.yaml gives it to
+ClusterRoleBinding kube-rego-replication of manifests/replication/rbac.yaml gives it to
 kube-rego.
 
 Whoever may write policies can read through the message of a denial all that
@@ -61,5 +61,5 @@ func addRBACFlags(flags *pflag.FlagSet, o *rbac.Options) {
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of a cluster to ask for its resources; none: those of Kubernetes itself are known")
 	addResourceFlags(flags, &o.Replicate, &o.ReplicateCluster, &o.ReplicatePath)
 	addLabelFlags(flags, &o.PolicyLabel, &o.PolicyValue, &o.DataLabel, &o.DataValue)
-	flags.StringVar(&o.Name, "name", rbac.DefaultName, "`name` of the ClusterRole; manifests/rbac.yaml binds one that is called kube-rego-replication")
+	flags.StringVar(&o.Name, "name", rbac.DefaultName, "`name` of the ClusterRole; manifests/replication/rbac.yaml binds one that is called kube-rego-replication")
 }

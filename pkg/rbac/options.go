@@ -17,7 +17,7 @@ import (
 // Stdin in Options.Filenames stands for standard input.
 const Stdin = "-"
 
-// DefaultName is that of the ClusterRole that manifests/rbac.yaml binds.
+// DefaultName is that of the ClusterRole that manifests/replication/rbac.yaml binds.
 const DefaultName = "kube-rego-replication"
 
 // Options are what a person decides about kube-rego rbac. The flags of the same
