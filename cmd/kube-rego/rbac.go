@@ -16,15 +16,16 @@ func newRBACCommand() *cobra.Command {
 resources that they read at data.kubernetes.RESOURCE, which is what kube-rego
 serve --replicate-auto replicates, and those that --replicate and
 --replicate-cluster name. There is no other right in it, and no wildcard. The
-ClusterRoleBinding kube-rego-replication of manifests/replication/rbac.yaml gives it to
-kube-rego.
+ClusterRoleBinding kube-rego-replication of manifests/replication/rbac.yaml
+gives it to kube-rego.
 
 Whoever may write policies can read through the message of a denial all that
 kube-rego may read. Think twice before you give it Secrets.
 
 Without --kubeconfig nothing is asked of a cluster: it knows the resources that
 Kubernetes has by itself, and those of the CustomResourceDefinitions among the
-files. Of a plural that several groups have the core group is meant.
+files. Of a plural that several groups have the core group is meant, then that of
+Kubernetes itself.
 
 Read all policies, not only those that changed: the role that is applied takes
 the place of the one before. If a policy does not parse, or reads what nobody

@@ -26,7 +26,8 @@ Policies read data: keys of ConfigMaps labelled as data, and objects of the
 cluster (--replicate, --replicate-cluster, --replicate-auto).
 
 It is ready once the first whole set is in force and replicated objects are
-loaded; until then it refuses every review. It stops on SIGTERM and SIGINT, after the requests in flight.`,
+loaded; until then it refuses every review. It stops on SIGTERM and SIGINT,
+after the requests in flight.`,
 		Example: `  # In a pod, with the service account's rights:
   kube-rego serve --webhook-configuration=kube-rego
 

@@ -18,14 +18,14 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status [NAME]",
 		Short: "Tell which policies and data are in force, since when, and why others are not",
 		Long: `status reads from the cluster what became of its policies and data: of all in a
-namespace, or of one ConfigMap. It needs to read ConfigMaps; without the right to read
-ControllerRevisions and Leases it says so and tells the rest.
+namespace, or of one ConfigMap. It needs to read ConfigMaps; without the right to
+read ControllerRevisions and Leases it says so and tells the rest.
 
 STATUS is what the annotation says: ok, warning (in force, with something to
-know), pending (not yet on every replica) or error; "none yet" without one, unknown if nobody understands it, and removed for
-a ConfigMap that is gone or lost its label while the rest needs it. IN-FORCE is
-the version that decisions are made with: current, previous or none. REVISION
-counts the versions that were in force, and AGE is how long this one has been.
+know), pending (not yet on every replica) or error; "none yet" without one,
+unknown if nobody understands it, and removed for a ConfigMap that is gone or
+lost its label while the rest needs it. IN-FORCE is the version that decisions
+are made with: current, previous or none. REVISION counts the versions that were in force, and AGE is how long this one has been.
 Below are the problems, each with its line of the ConfigMap as it is now.
 
 --history lists the revisions of a ConfigMap, of which the newest ten are kept,

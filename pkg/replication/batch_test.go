@@ -13,6 +13,7 @@ import (
 // writtenDown is data whose changes somebody writes down.
 type writtenDown struct {
 	Data
+	arrived chan int // how many changes are in a batch; nil: nobody asks
 	mu      sync.Mutex
 	batches [][]string
 }
@@ -25,6 +26,9 @@ func (d *writtenDown) Apply(changes ...engine.Change) {
 		batch = append(batch, c.Path[0])
 	}
 	d.batches = append(d.batches, batch)
+	if d.arrived != nil {
+		d.arrived <- len(batch)
+	}
 }
 
 func (d *writtenDown) all() []string {
@@ -35,15 +39,22 @@ func (d *writtenDown) all() []string {
 
 // Changes that come fast go together, none is lost, and their order stays.
 func TestChangesGoInBatches(t *testing.T) {
-	data := &writtenDown{}
+	const changes = 10_000
+	data := &writtenDown{arrived: make(chan int, changes)}
 	b := &batcher{data: data}
 	var want []string
-	for n := range 10_000 {
+	for n := range changes {
 		want = append(want, fmt.Sprint(n))
 		b.add(engine.Change{Path: []string{fmt.Sprint(n)}})
 	}
-	for deadline := time.Now().Add(time.Minute); len(data.all()) < len(want) && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
+	limit := time.After(time.Minute)
+	for arrived := 0; arrived < changes; {
+		select {
+		case n := <-data.arrived:
+			arrived += n
+		case <-limit:
+			t.Fatalf("%d of %d changes have arrived", arrived, changes)
+		}
 	}
 	if got := data.all(); !slices.Equal(got, want) {
 		t.Errorf("%d changes arrived, in another order or not all", len(got))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/valyala/fastjson"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -97,7 +98,7 @@ func (c codec) Decode(text []byte, _ *schema.GroupVersionKind, _ runtime.Object)
 	kind := metav1.TypeMeta{APIVersion: string(value.GetStringBytes("apiVersion")), Kind: string(value.GetStringBytes("kind"))}
 	gvk := kind.GroupVersionKind()
 	switch {
-	case gvk == metav1.SchemeGroupVersion.WithKind("Status") || kind.APIVersion == "v1" && kind.Kind == "Status":
+	case kind.APIVersion == "v1" && kind.Kind == "Status":
 		status := &metav1.Status{}
 		return status, &gvk, json.Unmarshal(text, status)
 	case isArray(value.Get("items")) && !value.Exists("metadata", "name"):
@@ -117,18 +118,11 @@ func (c codec) list(kind metav1.TypeMeta, value *fastjson.Value) *objectList {
 	for _, item := range value.GetArray("items") {
 		if !item.Exists("kind") {
 			item.Set("apiVersion", arena.NewString(kind.APIVersion))
-			item.Set("kind", arena.NewString(trimList(kind.Kind)))
+			item.Set("kind", arena.NewString(strings.TrimSuffix(kind.Kind, "List")))
 		}
 		list.Items = append(list.Items, c.object(item))
 	}
 	return list
-}
-
-func trimList(kind string) string {
-	if n := len(kind) - len("List"); n > 0 && kind[n:] == "List" {
-		return kind[:n]
-	}
-	return kind
 }
 
 // lastApplied is the annotation in which kubectl keeps the whole object once more.

@@ -200,7 +200,14 @@ func (f *feed) become(change func()) {
 	}
 }
 
-// status is what is known of the resource.
+// counted is status with the number of objects, which takes a look at each namespace.
+func (f *feed) counted() policy.Resource {
+	s := f.status()
+	s.Objects = f.data.Documents(f.Path)
+	return s
+}
+
+// status is what is known of the resource, but for the number of its objects.
 func (f *feed) status() policy.Resource {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -210,7 +217,6 @@ func (f *feed) status() policy.Resource {
 		Path:     "data." + strings.Join(f.Path, "."),
 		State:    f.state,
 		Reason:   f.reason,
-		Objects:  f.data.Documents(f.Path),
 	}
 }
 
@@ -228,7 +234,7 @@ func (f *feed) pathOf(namespace, name string) ([]string, error) {
 }
 
 // changeOf is the change that puts an object into data below the resource. An error is
-// remembered: the reflector goes on without the object, and nobody else would know.
+// also our state: the reflector goes on without the object, and nobody else would know.
 func (f *feed) changeOf(o any) (engine.Change, error) {
 	item, ok := o.(*object)
 	if !ok {

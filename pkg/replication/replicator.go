@@ -132,7 +132,7 @@ func (r *Replicator) elsewhere(resource Resource) (Resource, error) {
 
 // changed tells of the state of a feed.
 func (r *Replicator) changed(f *feed) {
-	s := f.status()
+	s := f.counted()
 	log := r.config.Log.With("resource", s.Resource, "path", s.Path)
 	switch {
 	case s.State == policy.ResourceLoaded && s.Reason == "":
@@ -217,16 +217,19 @@ func (r *Replicator) isFixed(name string) bool {
 }
 
 // Resources are all that are wanted, by flags and by policies, sorted by path.
-func (r *Replicator) Resources() []policy.Resource {
+func (r *Replicator) Resources() []policy.Resource { return r.each((*feed).counted) }
+
+// each describes all that are wanted, sorted by path.
+func (r *Replicator) each(describe func(*feed) policy.Resource) []policy.Resource {
 	var all []policy.Resource
 	for _, f := range r.fixed {
-		all = append(all, f.status())
+		all = append(all, describe(f))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name, resource := range r.wanted {
 		if f := r.followed[name]; f != nil {
-			resource = f.status()
+			resource = describe(f.feed)
 		}
 		all = append(all, resource)
 	}
@@ -236,15 +239,14 @@ func (r *Replicator) Resources() []policy.Resource {
 
 // ByName are the resources that policies read by a name below the path. Where a flag
 // has put several below one name, it is one of which it is not known what there is, if
-// there is such.
+// there is such. They are not counted: that changes all the time.
 func (r *Replicator) ByName() policy.Resources {
 	byName := make(policy.Resources)
-	for _, resource := range r.Resources() {
+	for _, resource := range r.each((*feed).status) {
 		name, _, _ := strings.Cut(strings.TrimPrefix(resource.Path, r.pathOf("")), ".")
 		if other, ok := byName[name]; ok && !other.Known() {
 			continue
 		}
-		resource.Objects = 0 // they change all the time
 		byName[name] = resource
 	}
 	return byName
@@ -259,7 +261,7 @@ func (r *Replicator) Waiting() error {
 			return fmt.Errorf("%s: %s", s.Resource, s.Reason)
 		}
 	}
-	for _, s := range r.Resources() {
+	for _, s := range r.each((*feed).status) {
 		if s.State == policy.ResourceLoading {
 			return fmt.Errorf("%s: %s", s.Path, s.Reason)
 		}
