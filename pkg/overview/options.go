@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
@@ -53,13 +52,7 @@ func (o Options) Validate() error {
 	if o.Output != Table && o.Output != JSON {
 		wrong("--output: unknown form %q: want %s or %s", o.Output, Table, JSON)
 	}
-	for _, l := range []struct{ kind, label, value string }{
-		{"policy", o.PolicyLabel, o.PolicyValue}, {"data", o.DataLabel, o.DataValue},
-	} {
-		if _, err := labels.ValidatedSelectorFromSet(labels.Set{l.label: l.value}); err != nil || l.label == "" {
-			wrong("--%[1]s-label and --%[1]s-value: %[2]q is not a label", l.kind, l.label+"="+l.value)
-		}
-	}
+	errs = append(errs, configmap.CheckLabels(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue))
 	if len(validation.IsQualifiedName(o.StatusAnnotation)) > 0 {
 		wrong("--status-annotation: %q is not the key of an annotation", o.StatusAnnotation)
 	}

@@ -3,7 +3,7 @@
 // enforces them. It only reads, and asks nobody but the API server.
 //
 // What it reads is other people's text. Nothing of it reaches a terminal before
-// clean has been over it.
+// policy.Printable has been over it.
 package overview
 
 import (

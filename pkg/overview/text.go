@@ -9,12 +9,12 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 	"unicode/utf16"
 
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 const (
@@ -76,7 +76,7 @@ func (p Problem) block() string {
 	if p.Source != "" {
 		// The tabs of both stay, and clean replaces character for character, so
 		// the caret stays below its column.
-		text += indent + clean(p.Source) + "\n" + indent + clean(p.Caret) + "\n"
+		text += indent + policy.Printable(p.Source) + "\n" + indent + policy.Printable(p.Caret) + "\n"
 	}
 	return text
 }
@@ -153,7 +153,7 @@ func replicaLines(replicas []Replica, now time.Time) string {
 		text.WriteString("replicas: none is live in the namespace of kube-rego (--kube-rego-namespace)\n")
 	} else {
 		common, n := mostFrequent(live)
-		fmt.Fprintf(&text, "replicas: %d live, %d with the same policies in force (%s)\n", len(live), n, clean(short(common)))
+		fmt.Fprintf(&text, "replicas: %d live, %d with the same policies in force (%s)\n", len(live), n, policy.Printable(short(common)))
 		for _, r := range live {
 			if r.Fingerprint != common {
 				text.WriteString(line(fmt.Sprintf("replica %s has others in force (%s)", r.Identity, short(r.Fingerprint))))
@@ -224,21 +224,9 @@ func line(text string) string { return oneLine(text) + "\n" }
 
 var spaces = strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ")
 
-func oneLine(text string) string { return clean(spaces.Replace(text)) }
+func oneLine(text string) string { return policy.Printable(spaces.Replace(text)) }
 
-// clean replaces, each by one character, those that would do something to a
-// terminal other than to show: move its cursor, colour it, answer for its user, or
-// turn the direction of writing round. Tabs stay.
-func clean(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\t' && unsafe(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, text)
-}
-
-// cleanSource is clean for text of many lines, whatever they end with.
+// cleanSource is policy.Printable for text of many lines, whatever they end with.
 func cleanSource(text string) string {
 	var b strings.Builder
 	for l := range strings.Lines(text) {
@@ -247,14 +235,9 @@ func cleanSource(text string) string {
 		if end != "" && strings.HasSuffix(body, "\r") {
 			body, end = body[:len(body)-1], "\r\n"
 		}
-		b.WriteString(clean(body) + end)
+		b.WriteString(policy.Printable(body) + end)
 	}
 	return b.String()
-}
-
-// unsafe are control characters, and those that format text unseen.
-func unsafe(r rune) bool {
-	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 
 // encode is a value as JSON for people and programs. What is unsafe to show is
@@ -269,7 +252,7 @@ func encode(value any) (string, error) {
 	}
 	var b strings.Builder
 	for _, r := range text.String() {
-		if r == '\n' || !unsafe(r) {
+		if r == '\n' || !policy.Unprintable(r) {
 			b.WriteRune(r)
 			continue
 		}

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -86,7 +85,7 @@ func (u *unknown) add(read engine.Read, state policy.ResourceState, err error) {
 		u.missing = true
 		err = errors.New("no policy here defines it, and no resource is known by that name")
 	}
-	u.errs = append(u.errs, fmt.Errorf("%s: data.%s.%s: %w", placeOf(read), strings.Join(u.base, "."), clean(read.Name), err))
+	u.errs = append(u.errs, fmt.Errorf("%s: data.%s.%s: %w", placeOf(read), strings.Join(u.base, "."), policy.Printable(read.Name), err))
 }
 
 // error says where each is read, and what to do; nil if there are none.
@@ -132,9 +131,9 @@ func placesIn(policies policy.Set, base []string) ([]engine.Read, error) {
 
 // describe is a problem with its line, as a compiler prints it.
 func describe(id policy.ID, p policy.Problem) string {
-	text := fmt.Sprintf("%s: %s: %s", place(id, p.Row, p.Col), p.Code, clean(strings.Join(strings.Fields(p.Message), " ")))
+	text := fmt.Sprintf("%s: %s: %s", place(id, p.Row, p.Col), p.Code, policy.Printable(strings.Join(strings.Fields(p.Message), " ")))
 	if p.Caret != "" {
-		text += "\n    " + clean(p.Source) + "\n    " + p.Caret
+		text += "\n    " + policy.Printable(p.Source) + "\n    " + p.Caret
 	}
 	return text
 }
@@ -170,18 +169,7 @@ func place(id policy.ID, row, col int) string {
 		name = id.Key
 	}
 	if row == 0 {
-		return clean(name)
+		return policy.Printable(name)
 	}
-	return fmt.Sprintf("%s:%d:%d", clean(name), row, col)
-}
-
-// clean replaces what a terminal would act on: policies may be somebody else's. Tabs
-// stay, so that what is below them aligns.
-func clean(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\t' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, text)
+	return fmt.Sprintf("%s:%d:%d", policy.Printable(name), row, col)
 }

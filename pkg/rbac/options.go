@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/api/validate/content"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/replication"
@@ -52,13 +51,7 @@ func (o Options) Validate() error {
 	if slices.Contains(o.Filenames, "") {
 		wrong("--filename: a path is empty")
 	}
-	for _, l := range []struct{ kind, label, value string }{
-		{"policy", o.PolicyLabel, o.PolicyValue}, {"data", o.DataLabel, o.DataValue},
-	} {
-		if _, err := labels.ValidatedSelectorFromSet(labels.Set{l.label: l.value}); err != nil || l.label == "" {
-			wrong("--%[1]s-label and --%[1]s-value: %[2]q is not a label", l.kind, l.label+"="+l.value)
-		}
-	}
+	errs = append(errs, configmap.CheckLabels(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue))
 	if o.Name == "" || len(content.IsPathSegmentName(o.Name)) > 0 {
 		wrong("--name: %q is not the name of a ClusterRole", o.Name)
 	}
