@@ -23,8 +23,8 @@ func TestObjectsAreInDataAsLongAsAPolicyReadsThem(t *testing.T) {
 	stillTells(t, "any", `[{"networkpolicies":1}]`)
 	for series, want := range map[string]float64{
 		`kube_rego_replicated_objects{path="data.cluster.networkpolicies",resource="networking.k8s.io/v1/networkpolicies"}`: 1,
-		`kube_rego_replicated_resources{state="loaded"}`: 1,
-		`kube_rego_replicated_resources{state="failed"}`: 0,
+		`kube_rego_replicated_resources{state="loaded"}`:                                                                    1,
+		`kube_rego_replicated_resources{state="failed"}`:                                                                    0,
 	} {
 		eventually(t, series, func(ctx context.Context) error {
 			got, err := metric(ctx, instance, series)
