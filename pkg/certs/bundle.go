@@ -1,6 +1,7 @@
 // Package certs has the webhook's certificates: it makes a CA and a serving
 // certificate, shares them between replicas in a Secret, reads them from files
 // where somebody else makes them, and puts the CA into webhook configurations.
+// It reads the CAs whose clients may connect, too.
 //
 // Rotation has its place in Shared, which replaces a bundle that is no longer
 // valid. So far it is asked at the start, and whenever a webhook configuration

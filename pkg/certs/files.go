@@ -8,13 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
-	"time"
 )
-
-// reloadInterval is how often certificate files are read again: the kubelet
-// needs about a minute to bring a changed Secret into a volume, so ten seconds
-// more are not felt.
-const reloadInterval = 10 * time.Second
 
 // Files is a serving certificate that somebody else makes and renews.
 type Files struct {
@@ -42,22 +36,7 @@ func (f *Files) Certificate() *tls.Certificate { return &f.current.Load().parsed
 // Run reads the files again from time to time until ctx ends. Files that do not
 // fit together, as in the middle of a renewal, change nothing.
 func (f *Files) Run(ctx context.Context) {
-	ticker := time.NewTicker(reloadInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		changed, err := f.reload()
-		switch {
-		case err != nil:
-			f.log.Error("the serving certificate cannot be reloaded; the one before stays in use", "error", err)
-		case changed:
-			f.log.Info("serving certificate reloaded", "file", f.certFile)
-		}
-	}
+	keepNew(ctx, "serving certificate", f.certFile, f.reload, f.log)
 }
 
 func (f *Files) reload() (changed bool, err error) {
