@@ -4,7 +4,6 @@ package examples_test
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -92,15 +91,9 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	for _, s := range report.Held() {
 		t.Fatalf("%s is held: %v", s.ID, s.Problems)
 	}
-	opa, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { opa.Stop(context.WithoutCancel(t.Context())) })
+	opa := engine.New()
 	opa.Apply(objects(t, opa, folder)...)
-	if err := opa.Activate(t.Context(), snapshot); err != nil {
-		t.Fatal(err)
-	}
+	opa.Activate(snapshot)
 	return admission.NewReviewer(opa, "system/main")
 }
 

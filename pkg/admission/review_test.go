@@ -2,7 +2,6 @@ package admission_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,7 +22,6 @@ import (
 // newReviewer asks system/main of an OPA with one module.
 func newReviewer(t testing.TB, rego string) *admission.Reviewer {
 	t.Helper()
-	ctx := t.Context()
 	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
@@ -33,14 +31,8 @@ func newReviewer(t testing.TB, rego string) *admission.Reviewer {
 	if held := report.Held(); len(held) > 0 {
 		t.Fatalf("the policy of the test does not compile: %v", held)
 	}
-	e, err := engine.New(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Stop(context.WithoutCancel(t.Context())) })
-	if err := e.Activate(ctx, snapshot); err != nil {
-		t.Fatal(err)
-	}
+	e := engine.New()
+	e.Activate(snapshot)
 	return admission.NewReviewer(e, "system/main")
 }
 

@@ -48,10 +48,9 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	d := &daemon{options: o, log: log, metrics: server.NewMetrics(), certificate: newCertificate()}
-	if err := d.prepare(ctx); err != nil {
+	if err := d.prepare(); err != nil {
 		return err
 	}
-	defer d.loop.engine.Stop(context.WithoutCancel(ctx))
 	return d.run(ctx)
 }
 
@@ -78,7 +77,7 @@ type cluster struct {
 }
 
 // prepare makes all that can be made before anything runs.
-func (d *daemon) prepare(ctx context.Context) error {
+func (d *daemon) prepare() error {
 	source, err := d.source()
 	if err != nil {
 		return err
@@ -92,16 +91,12 @@ func (d *daemon) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	opa, err := engine.New(ctx)
-	if err != nil {
-		return err
-	}
 	d.loop = &loop{
 		source:     source,
 		kinds:      d.options.kinds(),
 		entrypoint: d.options.Entrypoint,
 		compiler:   compiler,
-		engine:     opa,
+		engine:     engine.New(),
 		recorder:   d.metrics,
 		log:        d.log,
 		trigger:    make(chan struct{}, 1),

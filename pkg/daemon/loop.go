@@ -335,9 +335,7 @@ func (l *loop) compile(ctx context.Context, work func() compiled) (compiled, err
 // it.
 func (l *loop) activate(ctx context.Context, c compiled, start time.Time) error {
 	if l.snapshot == nil || l.snapshot.Fingerprint() != c.snapshot.Fingerprint() {
-		if err := l.engine.Activate(ctx, c.snapshot); err != nil {
-			return err
-		}
+		l.engine.Activate(c.snapshot)
 	}
 	l.snapshot = c.snapshot
 	report := l.memory.explain(c.report)

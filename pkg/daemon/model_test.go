@@ -292,11 +292,7 @@ func newTestLoop(t *testing.T, source Source) *loop {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opa, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { opa.Stop(context.WithoutCancel(t.Context())) })
+	opa := engine.New()
 	return &loop{
 		source:     source,
 		kinds:      testKinds,

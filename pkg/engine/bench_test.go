@@ -60,7 +60,9 @@ func BenchmarkCompile(b *testing.B) {
 		for _, how := range []string{alone, together} {
 			run := func() *ast.Compiler { return ungathered(capabilities, modules) }
 			if how == together {
-				run = func() *ast.Compiler { return (&parser{capabilities: capabilities}).compile(modules).compiler }
+				run = func() *ast.Compiler {
+					return (&parser{capabilities: capabilities}).compile(modules, noBundles).compiler
+				}
 			}
 			name := fmt.Sprintf("parsed/%s/modules=%d", how, n)
 			b.Run(name, func(b *testing.B) {

@@ -14,8 +14,9 @@ import (
 // with a whole snapshot, and the next set is another one.
 type Snapshot struct {
 	compiler    *ast.Compiler
-	data        *branch // of the modules that are data
+	data        *branch // of the modules that are data, and of the bundles
 	modules     map[policy.ID]*module
+	bundles     *Bundles
 	fingerprint string
 	held        map[policy.ID]verdict // of the set that it was made for
 }
@@ -32,15 +33,16 @@ func (s *Snapshot) Fingerprint() string { return s.fingerprint }
 // IDs name the modules in force, sorted.
 func (s *Snapshot) IDs() []policy.ID { return sortedIDs(s.modules) }
 
-func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module) *Snapshot {
+func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module, bundles *Bundles) *Snapshot {
 	set := make(policy.Set, len(modules))
 	for id, m := range modules {
 		set[id] = m.Module
 	}
 	return &Snapshot{
 		compiler:    compiler,
-		data:        dataOf(modules),
+		data:        merge(dataOf(modules), bundles.data),
 		modules:     modules,
+		bundles:     bundles,
 		fingerprint: set.Fingerprint(),
 		held:        make(map[policy.ID]verdict),
 	}
@@ -106,7 +108,7 @@ func NewCompiler(config Config) (*Compiler, error) {
 
 // Empty is the snapshot of a set without modules.
 func (c *Compiler) Empty() *Snapshot {
-	return newSnapshot(c.parser.compile(nil).compiler, nil)
+	return newSnapshot(c.parser.compile(nil, noBundles).compiler, nil, noBundles)
 }
 
 // SetResources says what is known of the resources that policies read by name, until
@@ -156,12 +158,13 @@ func (c *Compiler) settle(
 		parser:   &c.parser,
 		trials:   c.trials,
 		base:     previous.modules,
+		bundles:  previous.bundles,
 		held:     make(map[policy.ID][]policy.Problem),
 		warnings: make(map[policy.ID][]policy.Problem),
 	}
 	changes := s.changes(parsed, c.resources)
 	compiler := bring(s, previous.compiler, changes)
-	snapshot := newSnapshot(compiler, renew(s.base, parsed))
+	snapshot := newSnapshot(compiler, renew(s.base, parsed), s.bundles)
 	for _, ch := range changes {
 		if problems, ok := s.held[ch.id]; ok {
 			snapshot.held[ch.id] = verdict{digest: ch.digest(), problems: problems}
@@ -253,9 +256,9 @@ type result struct {
 func (r result) errors() ast.Errors { return r.compiler.Errors }
 func (r result) ok() bool           { return !r.compiler.Failed() }
 
-// compile compiles modules as one set.
-func (p *parser) compile(modules map[policy.ID]*module) result {
-	data := dataOf(modules)
+// compile compiles modules and bundles as one set.
+func (p *parser) compile(modules map[policy.ID]*module, bundles *Bundles) result {
+	data := merge(dataOf(modules), bundles.data)
 	compiler := newCompiler(p.capabilities).WithPathConflictsCheck(func(path []string) (bool, error) {
 		return covers(data, path) || p.replicated.covers(path), nil
 	})
@@ -266,7 +269,11 @@ func (p *parser) compile(modules map[policy.ID]*module) result {
 	} {
 		during(compiler, before, stage, &clash)
 	}
-	compiler.Compile(gather(modules))
+	trees := gather(modules)
+	for name, m := range bundles.modules {
+		trees[name] = m.ast
+	}
+	compiler.Compile(trees)
 	return result{compiler: compiler, clash: clash}
 }
 

@@ -1,10 +1,10 @@
-// Package engine is the only room that imports OPA. It parses and compiles
-// policy sets, swaps the compiled set into an in-process OPA, and makes
-// decisions with it.
+// Package engine parses and compiles policy sets, swaps the compiled set in, and
+// makes decisions with it. It is pure: what reaches beyond the process, such as
+// OPA's bundles and its REST API, is the room next to it.
 //
 // OPA's sdk compiles nothing here: it knows neither our capabilities nor a Rego
 // version for each module, and would replace a good set by one that failed to
-// compile. A Compiler makes a Snapshot, and Activate hands it over whole.
+// compile. A Compiler makes a Snapshot, and Activate brings it into force whole.
 package engine
 
 import (
@@ -17,84 +17,66 @@ import (
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/logging"
-	"github.com/open-policy-agent/opa/v1/plugins"
 	"github.com/open-policy-agent/opa/v1/rego"
-	"github.com/open-policy-agent/opa/v1/sdk"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/version"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
-// Engine is an in-process OPA that enforces one snapshot at a time, over the data
-// of that snapshot and that of the cluster. It may be used by several goroutines.
+// Engine enforces one snapshot at a time, over the data of that snapshot and that
+// of the cluster. It may be used by several goroutines.
 type Engine struct {
-	opa     *sdk.OPA
-	manager *plugins.Manager
-	terms   terms
+	terms       terms
+	environment atomic.Pointer[Environment]
 
 	mu         sync.Mutex // serialises changes of what follows; decisions do not take it
-	snapshot   *Snapshot
 	replicated *branch
-	current    atomic.Pointer[state]
+	current    atomic.Pointer[InForce]
 }
 
-// state is all that a decision sees: a snapshot in force, and all data.
-type state struct {
-	*enforced
-	data *branch
-}
-
-// enforced is a snapshot in force, with the queries that were prepared for it.
-type enforced struct {
-	compiler *ast.Compiler
+// InForce is a snapshot in force and the newest data beside it: all that a decision
+// sees.
+type InForce struct {
+	snapshot *Snapshot
+	data     atomic.Pointer[branch] // of the snapshot, its bundles and the cluster
 
 	mu      sync.Mutex
 	queries map[string]*rego.PreparedEvalQuery // by path
 }
 
-// New starts an OPA without policies. It runs until Stop.
-func New(ctx context.Context) (*Engine, error) {
+// Snapshot is the compiled policy set.
+func (f *InForce) Snapshot() *Snapshot { return f.snapshot }
+
+// Compiler is OPA's compiler with the set, for queries. Nothing may be added to it.
+func (f *InForce) Compiler() *ast.Compiler { return f.snapshot.compiler }
+
+// Store reads the policies and the data. A transaction of it sees one state of the
+// data, the newest when it began.
+func (f *InForce) Store() storage.Store { return store{f} }
+
+// New makes an engine without policies.
+func New() *Engine {
 	e := &Engine{replicated: newBranch(0)}
-	var err error
-	e.opa, err = sdk.New(ctx, sdk.Options{
-		Logger:        logging.NewNoOpLogger(),
-		ConsoleLogger: logging.NewNoOpLogger(),
-		Ready:         make(chan struct{}), // there is no plugin to wait for
-		ManagerOpts: []func(*plugins.Manager){
-			func(m *plugins.Manager) { e.manager = m },
-			// What opa.runtime() shows: nothing of the environment, which
-			// may hold secrets.
-			plugins.Info(ast.NewTerm(ast.NewObject())),
-		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("starting OPA: %w", err)
-	}
-	return e, nil
+	e.environment.Store(&Environment{})
+	return e
 }
 
-// Stop ends the OPA.
-func (e *Engine) Stop(ctx context.Context) { e.opa.Stop(ctx) }
+// SetEnvironment says what decisions have beside policies and data, and who hears
+// of them.
+func (e *Engine) SetEnvironment(environment Environment) { e.environment.Store(&environment) }
+
+// InForce is what decisions are made with now; nil before the first Activate.
+func (e *Engine) InForce() *InForce { return e.current.Load() }
 
 // Activate brings a snapshot into force, whole and at once: a decision that is
 // being made goes on with the one before.
-func (e *Engine) Activate(ctx context.Context, snapshot *Snapshot) error {
-	params := storage.TransactionParams{Write: true, Context: storage.NewContext()}
-	plugins.SetCompilerOnContext(params.Context, snapshot.compiler)
-	nothing := func(storage.Transaction) error { return nil }
-	if err := storage.Txn(ctx, e.manager.Store, params, nothing); err != nil {
-		return fmt.Errorf("activating policy set %s: %w", snapshot.fingerprint, err)
-	}
+func (e *Engine) Activate(snapshot *Snapshot) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.snapshot = snapshot
-	e.current.Store(&state{
-		enforced: &enforced{compiler: snapshot.compiler, queries: make(map[string]*rego.PreparedEvalQuery)},
-		data:     merge(snapshot.data, e.replicated),
-	})
-	return nil
+	next := &InForce{snapshot: snapshot, queries: make(map[string]*rego.PreparedEvalQuery)}
+	next.data.Store(merge(snapshot.data, e.replicated))
+	e.current.Store(next)
 }
 
 // Apply changes the data of the cluster, all of the changes at once and in their
@@ -106,7 +88,7 @@ func (e *Engine) Apply(changes ...Change) {
 	edit.apply(changes)
 	e.replicated = edit.root
 	if now := e.current.Load(); now != nil {
-		e.current.Store(&state{enforced: now.enforced, data: merge(e.snapshot.data, e.replicated)})
+		now.data.Store(merge(now.snapshot.data, e.replicated))
 	}
 }
 
@@ -119,59 +101,70 @@ func (e *Engine) Apply(changes ...Change) {
 // between all decisions with one prepared query, and a rule with labels in its
 // metadata makes two of them write to one map, which ends the process.
 func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Decision, error) {
-	decision := policy.Decision{ID: rand.Text()}
-	result, err := e.evaluate(ctx, path, input)
+	record := Record{ID: rand.Text(), Path: strings.Trim(path, "/"), Input: input}
+	environment := e.environment.Load()
+	if now := e.current.Load(); now == nil {
+		record.Err = fmt.Errorf("%w: no policy set is in force", policy.ErrUndefined)
+	} else {
+		now.decide(ctx, *environment, &record)
+	}
 	if ctx.Err() != nil {
-		err = ctx.Err() // OPA's own error says only that it was cancelled
+		record.Err = ctx.Err() // OPA's own error says only that it was cancelled
 	}
-	if err != nil {
-		return decision, fmt.Errorf("decision %s: %w", strings.Trim(path, "/"), err)
+	if environment.Observe != nil {
+		environment.Observe(record)
 	}
-	decision.Result = result
-	return decision, nil
+	if record.Err != nil {
+		return policy.Decision{ID: record.ID}, fmt.Errorf("decision %s: %w", record.Path, record.Err)
+	}
+	return policy.Decision{ID: record.ID, Result: record.Result}, nil
 }
 
-func (e *Engine) evaluate(ctx context.Context, path string, input any) (any, error) {
-	now := e.current.Load() // one snapshot and one state of the data, from here to the answer
-	if now == nil {
-		return nil, fmt.Errorf("%w: no policy set is in force", policy.ErrUndefined)
+// decide makes a decision with one snapshot and one state of the data.
+func (f *InForce) decide(ctx context.Context, environment Environment, record *Record) {
+	record.InForce, record.Transaction = f, transaction{f.data.Load()}
+	if record.InputValue, record.Err = ast.InterfaceToValue(record.Input); record.Err != nil {
+		return
 	}
-	value, err := ast.InterfaceToValue(input)
+	query, err := f.prepare(ctx, record.Path)
 	if err != nil {
-		return nil, err
+		record.Err = err
+		return
 	}
-	query, err := e.prepare(ctx, now.enforced, path)
-	if err != nil {
-		return nil, err
-	}
-	results, err := query.Eval(ctx, rego.EvalParsedInput(value), rego.EvalTransaction(transaction{now.data}))
+	results, err := query.Eval(ctx, environment.options(record)...)
+	record.Modules = record.speakers.sorted()
 	switch {
 	case err != nil:
-		return nil, err
+		record.Err = err
 	case len(results) == 0:
-		return nil, undefined(now.compiler, path)
+		record.Err = undefined(f.snapshot.compiler, record.Path)
+	default:
+		record.Result = results[0].Expressions[0].Value
 	}
-	return results[0].Expressions[0].Value, nil
 }
 
-func (e *Engine) prepare(ctx context.Context, enforced *enforced, path string) (*rego.PreparedEvalQuery, error) {
-	enforced.mu.Lock()
-	defer enforced.mu.Unlock()
-	if query, ok := enforced.queries[path]; ok {
+func (f *InForce) prepare(ctx context.Context, path string) (*rego.PreparedEvalQuery, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if query, ok := f.queries[path]; ok {
 		return query, nil
 	}
 	query, err := rego.New(
 		rego.Query(reference(path).String()),
-		rego.Compiler(enforced.compiler),
-		rego.Store(store{root: func() *branch { return e.current.Load().data }}),
-		rego.Runtime(e.manager.Info),
+		rego.Compiler(f.snapshot.compiler),
+		rego.Store(f.Store()),
+		rego.Runtime(Runtime()),
 	).PrepareForEval(ctx)
 	if err != nil {
 		return nil, err
 	}
-	enforced.queries[path] = &query
+	f.queries[path] = &query
 	return &query, nil
 }
+
+// Runtime is what opa.runtime() shows: nothing of the environment, which may hold
+// secrets.
+func Runtime() *ast.Term { return ast.NewTerm(ast.NewObject()) }
 
 // pathPattern is what a path of a decision looks like: names between slashes.
 var pathPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*(/[A-Za-z_][A-Za-z0-9_-]*)*$`)

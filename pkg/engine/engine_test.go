@@ -252,14 +252,8 @@ func TestASlowDecisionHoldsUpNobody(t *testing.T) {
 	c := newCompiler(t, policy.RegoAuto)
 	slow, _ := c.Compile(c.Empty(), policy.NewSet(module("a", 1, "package k",
 		`started := 1`, `forever := count([1 | some x in numbers.range(1, 30000); some y in numbers.range(1, 30000); x == y + 40000])`)))
-	e, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Stop(context.Background()) })
-	if err := e.Activate(t.Context(), slow); err != nil {
-		t.Fatal(err)
-	}
+	e := engine.New()
+	e.Activate(slow)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -270,9 +264,7 @@ func TestASlowDecisionHoldsUpNobody(t *testing.T) {
 		t.Errorf("beside it: got %s", got)
 	}
 	next, _ := c.Compile(slow, policy.NewSet(module("b", 2, "package k", "next := 2")))
-	if err := e.Activate(t.Context(), next); err != nil {
-		t.Fatal(err)
-	}
+	e.Activate(next)
 	if got := decide(t, e, "k/next", nil); got != "2" {
 		t.Errorf("after the next set: got %s", got)
 	}

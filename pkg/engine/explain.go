@@ -50,7 +50,7 @@ func (s *settlement) further(c change) []policy.Problem {
 	}
 	part := *c.to
 	part.ast = rest
-	tried := s.parser.compile(apply(s.base, []change{{id: c.id, from: c.from, to: &part}}))
+	tried := s.parser.compile(apply(s.base, []change{{id: c.id, from: c.from, to: &part}}), s.bundles)
 	if tried.clash {
 		return nil // whose it is would have to be found out
 	}

@@ -167,7 +167,7 @@ func TestGatheredModulesMeanTheSame(t *testing.T) {
 			}
 			for n := range 4 {
 				input := map[string]any{"n": 2 * n}
-				got := evaluate(t, (&parser{capabilities: capabilities}).compile(modules).compiler, input)
+				got := evaluate(t, (&parser{capabilities: capabilities}).compile(modules, noBundles).compiler, input)
 				want := evaluate(t, ungathered(capabilities, modules), input)
 				if got != want {
 					t.Errorf("n is %d:\ngathered %s\nalone    %s", 2*n, got, want)
@@ -191,7 +191,7 @@ func TestGatheringChangesNoModule(t *testing.T) {
 	}
 	before := print()
 	for range 2 {
-		if r := (&parser{capabilities: capabilities}).compile(modules); !r.ok() {
+		if r := (&parser{capabilities: capabilities}).compile(modules, noBundles); !r.ok() {
 			t.Fatal(r.errors())
 		}
 	}
@@ -211,7 +211,7 @@ func TestErrorsInAGatheredPackageKeepTheirPlace(t *testing.T) {
 	if groups := len(gather(modules)); groups != 2 {
 		t.Fatalf("the compiler sees %d modules, want 2", groups)
 	}
-	r := (&parser{capabilities: capabilities}).compile(modules)
+	r := (&parser{capabilities: capabilities}).compile(modules, noBundles)
 	var got []string
 	for _, e := range r.errors() {
 		got = append(got, fmt.Sprintf("%s:%d:%d %s", e.Location.File, e.Location.Row, e.Location.Col, e.Message))
@@ -244,7 +244,7 @@ func TestOnlyAClashCountsAsAClash(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			capabilities, modules := parsed(t, c.sources...)
-			if got := (&parser{capabilities: capabilities}).compile(modules).clash; got != c.want {
+			if got := (&parser{capabilities: capabilities}).compile(modules, noBundles).clash; got != c.want {
 				t.Errorf("got %t, want %t", got, c.want)
 			}
 		})

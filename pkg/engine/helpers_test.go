@@ -47,19 +47,13 @@ func settle(c *engine.Compiler, previous *engine.Snapshot, set policy.Set) (*eng
 
 func newEngine(t testing.TB) *engine.Engine {
 	t.Helper()
-	e, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Stop(t.Context()) })
+	e := engine.New()
 	return e
 }
 
 func activate(t testing.TB, e *engine.Engine, s *engine.Snapshot) {
 	t.Helper()
-	if err := e.Activate(t.Context(), s); err != nil {
-		t.Fatal(err)
-	}
+	e.Activate(s)
 }
 
 // enforcing is an engine with these modules in force, all of them.

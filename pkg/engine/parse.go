@@ -95,8 +95,8 @@ func (p *parser) parseModule(m policy.Module) *module {
 	if len(parsed.problems) == 0 {
 		parsed.ast = tree
 	}
-	if parsed.ast != nil && p.replicated.Auto {
-		parsed.reads = reads(tree, p.replicated.Path)
+	if parsed.ast != nil {
+		parsed.reads = p.readsOf(tree)
 	}
 	return parsed
 }
@@ -216,14 +216,14 @@ func nestingWithin(closure any) int {
 // on one line, it is the version in which more of the rest is right.
 func (p *parser) parseVersion(m policy.Module, version policy.RegoVersion) (*ast.Module, policy.RegoVersion, error) {
 	if version != policy.RegoAuto {
-		tree, err := p.parseText(m, version)
+		tree, err := p.parseText(m.ID.String(), m.Source, version)
 		return tree, version, err
 	}
-	v1, errV1 := p.parseText(m, policy.RegoV1)
+	v1, errV1 := p.parseText(m.ID.String(), m.Source, policy.RegoV1)
 	if errV1 == nil {
 		return v1, policy.RegoV1, nil
 	}
-	v0, errV0 := p.parseText(m, policy.RegoV0)
+	v0, errV0 := p.parseText(m.ID.String(), m.Source, policy.RegoV0)
 	if errV0 == nil {
 		return v0, policy.RegoV0, nil
 	}
@@ -235,9 +235,9 @@ func (p *parser) parseVersion(m policy.Module, version policy.RegoVersion) (*ast
 	return nil, policy.RegoV1, errV1
 }
 
-// parseText parses m in one version. With an error of a rule that v1 has beyond
+// parseText parses a text in one version. With an error of a rule that v1 has beyond
 // its grammar it gives the tree too.
-func (p *parser) parseText(m policy.Module, version policy.RegoVersion) (*ast.Module, error) {
+func (p *parser) parseText(name, source string, version policy.RegoVersion) (*ast.Module, error) {
 	options := ast.ParserOptions{
 		Capabilities:      p.capabilities,
 		ProcessAnnotation: true, // as OPA's own server does
@@ -246,7 +246,7 @@ func (p *parser) parseText(m policy.Module, version policy.RegoVersion) (*ast.Mo
 	if version == policy.RegoV1 {
 		options.RegoVersion = ast.RegoV1
 	}
-	tree, err := ast.ParseModuleWithOpts(m.ID.String(), m.Source, options)
+	tree, err := ast.ParseModuleWithOpts(name, source, options)
 	if err != nil {
 		return nil, err
 	}

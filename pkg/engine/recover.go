@@ -39,7 +39,7 @@ func (p *parser) sectionErrors(m policy.Module, version policy.RegoVersion, head
 	for _, s := range sections[:min(len(sections), maxSections)] {
 		part := m
 		part.Source = header.text + s.text
-		_, err := p.parseText(part, version)
+		_, err := p.parseText(part.ID.String(), part.Source, version)
 		for _, e := range astErrors(err) {
 			if e.Location == nil || e.Location.Row <= header.rows() {
 				continue

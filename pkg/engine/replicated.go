@@ -124,10 +124,13 @@ func readBy(ref ast.Ref, path []string) (name string, ok bool) {
 	return string(s), true
 }
 
-// defined are the names below the path that modules give to packages and rules of
-// their own: no resources.
-func defined(path []string, sets ...map[policy.ID]*module) map[string]bool {
+// defined are the names below the path that bundles and modules give to packages and
+// rules of their own: no resources.
+func defined(path []string, bundles *Bundles, sets ...map[policy.ID]*module) map[string]bool {
 	names := make(map[string]bool)
+	for _, m := range bundles.modules {
+		define(names, m.ast, path)
+	}
 	for _, modules := range sets {
 		for _, m := range modules {
 			define(names, m.ast, path)
@@ -159,20 +162,26 @@ func (c *Compiler) Reads(inForce *Snapshot, recorded, wanted policy.Set) []strin
 		return nil
 	}
 	last := c.parser.read(recorded)
-	known := last
+	known, bundles := last, noBundles
 	if inForce != nil {
-		known = inForce.modules
+		known, bundles = inForce.modules, inForce.bundles
 	}
-	own := defined(c.parser.replicated.Path, known)
+	own := defined(c.parser.replicated.Path, bundles, known)
 	names := make(map[string]bool)
-	for _, modules := range []map[policy.ID]*module{known, last, c.parser.parse(wanted)} {
-		for _, m := range modules {
-			for _, r := range m.reads {
-				if r.name != "" && !own[r.name] {
-					names[r.name] = true
-				}
+	note := func(m *module) {
+		for _, r := range m.reads {
+			if r.name != "" && !own[r.name] {
+				names[r.name] = true
 			}
 		}
+	}
+	for _, modules := range []map[policy.ID]*module{known, last, c.parser.parse(wanted)} {
+		for _, m := range modules {
+			note(m)
+		}
+	}
+	for _, m := range bundles.modules {
+		note(m)
 	}
 	return slices.Sorted(maps.Keys(names))
 }
@@ -200,7 +209,7 @@ type Read struct {
 // first of each module. They are in the order of the modules.
 func (c *Compiler) Places(set policy.Set) []Read {
 	modules := c.parser.parse(set)
-	own := defined(c.parser.replicated.Path, modules)
+	own := defined(c.parser.replicated.Path, noBundles, modules)
 	var places []Read
 	for _, id := range sortedIDs(modules) {
 		for _, r := range modules[id].reads {
@@ -234,11 +243,11 @@ type claims struct {
 	base       map[policy.ID]*module
 }
 
-func newClaims(replicated Replicated, resources policy.Resources, base, wanted map[policy.ID]*module) claims {
+func newClaims(replicated Replicated, resources policy.Resources, bundles *Bundles, base, wanted map[policy.ID]*module) claims {
 	c := claims{
 		replicated: replicated,
 		resources:  resources,
-		own:        defined(replicated.Path, base),
+		own:        defined(replicated.Path, bundles, base),
 		readers:    make(map[string]*module),
 		base:       base,
 	}

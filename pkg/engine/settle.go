@@ -52,7 +52,9 @@ type settlement struct {
 	parser *parser
 	trials int // compilations that are left for finding culprits
 	base   map[policy.ID]*module
-	held   map[policy.ID][]policy.Problem
+	// bundles are in force and stay.
+	bundles *Bundles
+	held    map[policy.ID][]policy.Problem
 	// warnings are of modules that are in force as wanted, if they come to be.
 	warnings map[policy.ID][]policy.Problem
 }
@@ -68,7 +70,7 @@ const maxTrials = 1000
 // So is one that comes to read what is not known: it would find nothing where there
 // may be something. One that is in force already stays.
 func (s *settlement) changes(parsed map[policy.ID]*module, resources policy.Resources) []change {
-	claims := newClaims(s.parser.replicated, resources, s.base, parsed)
+	claims := newClaims(s.parser.replicated, resources, s.bundles, s.base, parsed)
 	var changes []change
 	for id, m := range parsed {
 		from := s.base[id]
@@ -80,6 +82,8 @@ func (s *settlement) changes(parsed map[policy.ID]*module, resources policy.Reso
 			s.warnings[id] = warnings
 		case len(problems) > 0:
 			s.held[id] = problems
+		case s.bundles.owner(m) != nil:
+			s.held[id] = []policy.Problem{s.bundles.owner(m).problem(m)}
 		default:
 			s.warnings[id] = warnings
 			changes = append(changes, change{id: id, from: from, to: m})
@@ -172,7 +176,7 @@ func (s *settlement) holdCulprit(r result, changes []change) {
 	good, bad := 0, len(changes) // the base alone is good
 	for bad-good > 1 {
 		middle := (good + bad) / 2
-		tried := s.parser.compile(apply(s.base, changes[:middle]))
+		tried := s.parser.compile(apply(s.base, changes[:middle]), s.bundles)
 		s.trials--
 		if breaksOthers(tried, changes) {
 			bad, r = middle, tried
@@ -199,7 +203,7 @@ func (s *settlement) giveUp(changes []change) {
 // try compiles the base with the changes, and makes that the base if it does.
 func (s *settlement) try(changes []change) (_ result, ok bool) {
 	modules := apply(s.base, changes)
-	result := s.parser.compile(modules)
+	result := s.parser.compile(modules, s.bundles)
 	if !result.ok() {
 		return result, false
 	}

@@ -2,20 +2,16 @@ package engine
 
 import (
 	"context"
+	"slices"
 
 	"github.com/open-policy-agent/opa/v1/storage"
 )
 
-// store is OPA's way to read data. A transaction is a root: it sees one state for
-// ever, and neither waits for a change nor keeps one waiting. OPA's own store in
-// memory has one lock for all, and a commit waits for the slowest decision while
-// all others wait for the commit.
-type store struct {
-	storage.PolicyNotSupported
-	storage.TriggersNotSupported
-	storage.WritesNotSupported
-	root func() *branch
-}
+// store is OPA's way to read what is in force. A transaction is a root of the data:
+// it sees one state for ever, and neither waits for a change nor keeps one waiting.
+// OPA's own store in memory has one lock for all, and a commit waits for the slowest
+// decision while all others wait for the commit.
+type store struct{ inForce *InForce }
 
 // transaction is a root that decisions read.
 type transaction struct{ root *branch }
@@ -25,7 +21,7 @@ func (transaction) ID() uint64 { return 1 }
 
 // NewTransaction begins to read what there is now.
 func (s store) NewTransaction(context.Context, ...storage.TransactionParams) (storage.Transaction, error) {
-	return transaction{s.root()}, nil
+	return transaction{s.inForce.data.Load()}, nil
 }
 
 // errNotFound is the same for all paths: that there is nothing is the most frequent
@@ -44,13 +40,57 @@ func (store) Read(_ context.Context, txn storage.Transaction, path storage.Path)
 	return nil, errNotFound
 }
 
+// ListPolicies gives the names of the modules in force, sorted.
+func (s store) ListPolicies(context.Context, storage.Transaction) ([]string, error) {
+	var names []string
+	for _, text := range s.inForce.snapshot.Texts() {
+		names = append(names, text.Name)
+	}
+	return names, nil
+}
+
+// GetPolicy gives the text of a module in force.
+func (s store) GetPolicy(_ context.Context, _ storage.Transaction, name string) ([]byte, error) {
+	texts := s.inForce.snapshot.Texts()
+	i := slices.IndexFunc(texts, func(t Text) bool { return t.Name == name })
+	if i < 0 {
+		return nil, &storage.Error{Code: storage.NotFoundErr, Message: "policy id \"" + name + "\""}
+	}
+	return []byte(texts[i].Source), nil
+}
+
+// Register accepts whoever wants to hear of commits: there are none.
+func (store) Register(context.Context, storage.Transaction, storage.TriggerConfig) (storage.TriggerHandle, error) {
+	return noTrigger{}, nil
+}
+
+type noTrigger struct{}
+
+func (noTrigger) Unregister(context.Context, storage.Transaction) {}
+
+// errReadOnly is the error of every write.
+var errReadOnly = &storage.Error{Code: storage.InternalErr, Message: "what is in force is changed by the ConfigMaps that it comes from"}
+
+// Write is refused.
+func (store) Write(context.Context, storage.Transaction, storage.PatchOp, storage.Path, any) error {
+	return errReadOnly
+}
+
+// Truncate is a write.
+func (store) Truncate(context.Context, storage.Transaction, storage.TransactionParams, storage.Iterator) error {
+	return errReadOnly
+}
+
+// UpsertPolicy is a write.
+func (store) UpsertPolicy(context.Context, storage.Transaction, string, []byte) error {
+	return errReadOnly
+}
+
+// DeletePolicy is a write.
+func (store) DeletePolicy(context.Context, storage.Transaction, string) error { return errReadOnly }
+
 // Commit has nothing to do.
 func (store) Commit(context.Context, storage.Transaction) error { return nil }
 
 // Abort has nothing to do.
 func (store) Abort(context.Context, storage.Transaction) {}
-
-// Truncate is a write.
-func (s store) Truncate(ctx context.Context, txn storage.Transaction, _ storage.TransactionParams, _ storage.Iterator) error {
-	return s.Write(ctx, txn, storage.RemoveOp, nil, nil)
-}

@@ -16,11 +16,7 @@ import (
 
 func newCodec(t *testing.T) codec {
 	t.Helper()
-	e, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Stop(t.Context()) })
+	e := engine.New()
 	return codec{e}
 }
 

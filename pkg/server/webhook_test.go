@@ -45,14 +45,8 @@ func newReviewer(t *testing.T) *admission.Reviewer {
 	if held := report.Held(); len(held) > 0 {
 		t.Fatalf("the policy of the test does not compile: %v", held)
 	}
-	e, err := engine.New(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Stop(context.WithoutCancel(t.Context())) })
-	if err := e.Activate(t.Context(), snapshot); err != nil {
-		t.Fatal(err)
-	}
+	e := engine.New()
+	e.Activate(snapshot)
 	return admission.NewReviewer(e, "system/main")
 }
 

@@ -1,0 +1,268 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// Bundle is what is known of one of OPA's bundles.
+type Bundle struct {
+	Name string
+	// Revision as its author wrote it; may be empty.
+	Revision string
+	// Roots are the paths that it owns: nobody else defines anything there. An empty
+	// path owns all.
+	Roots [][]string
+}
+
+// BundleModule is a module of a bundle.
+type BundleModule struct {
+	// Name is that of the file, behind the name of its bundle.
+	Name   string
+	Source string
+	// Version is v0 or v1.
+	Version policy.RegoVersion
+}
+
+// BundleSet is what all bundles want together.
+type BundleSet struct {
+	Bundles []Bundle
+	Modules []BundleModule
+	// Data is all of it, with what OPA keeps of bundles at system.
+	Data ast.Object
+}
+
+// Bundles are the bundles in force. They are one unit: all that is in them goes into
+// force together with the modules, or nothing. They never change.
+type Bundles struct {
+	list    []Bundle
+	modules map[string]*module // by the name in locations
+	data    *branch
+}
+
+// noBundles is the value of nothing.
+var noBundles = &Bundles{data: newBranch(0)}
+
+// bundlePrefix tells files of bundles from modules of ConfigMaps, in locations and
+// in lists of policies: bundle names and paths may look like namespaces and names.
+const bundlePrefix = "bundle:"
+
+// Bundles are the bundles in force, sorted by name.
+func (s *Snapshot) Bundles() []Bundle { return s.bundles.list }
+
+// WithBundles makes of a snapshot one with these bundles instead of its own. The
+// error says why that does not compile: what was in force of the modules stays in
+// force, and a bundle that would break it does not come in.
+func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet) (*Snapshot, error) {
+	bundles, err := c.parser.parseBundles(set)
+	if err != nil {
+		return nil, err
+	}
+	if err := bundles.claims(previous.modules, c.parser.replicated); err != nil {
+		return nil, err
+	}
+	result := c.parser.compile(previous.modules, bundles)
+	if !result.ok() {
+		return nil, listed(c.parser.problemsOf(result.errors()))
+	}
+	next := newSnapshot(result.compiler, previous.modules, bundles)
+	next.held = previous.held
+	return next, nil
+}
+
+// parseBundles reads the modules and the data of bundles.
+func (p *parser) parseBundles(set BundleSet) (*Bundles, error) {
+	b := &Bundles{
+		list:    slices.Clone(set.Bundles),
+		modules: make(map[string]*module, len(set.Modules)),
+		data:    dataOfBundles(set),
+	}
+	slices.SortFunc(b.list, func(x, y Bundle) int { return strings.Compare(x.Name, y.Name) })
+	var problems []string
+	for _, m := range set.Modules {
+		name := bundlePrefix + m.Name
+		tree, err := p.parseText(name, m.Source, m.Version)
+		if err != nil {
+			for _, e := range astErrors(err) {
+				problems = append(problems, p.describe(e))
+			}
+			continue
+		}
+		b.modules[name] = &module{Module: policy.Module{Source: m.Source}, ast: tree, version: m.Version, reads: p.readsOf(tree)}
+	}
+	if len(problems) > 0 {
+		return nil, listed(problems)
+	}
+	return b, nil
+}
+
+// readsOf are the resources that a module reads, where that decides what is replicated.
+func (p *parser) readsOf(tree *ast.Module) []read {
+	if !p.replicated.Auto {
+		return nil
+	}
+	return reads(tree, p.replicated.Path)
+}
+
+// problemsOf are errors of the compiler in one line each, with their place.
+func (p *parser) problemsOf(errs ast.Errors) []string {
+	problems := make([]string, 0, len(errs))
+	for _, e := range errs {
+		problems = append(problems, p.describe(e))
+	}
+	return problems
+}
+
+func (p *parser) describe(e *ast.Error) string {
+	problem := p.problem(e)
+	if file(e) == "" {
+		return fmt.Sprintf("%s: %s", problem.Code, problem.Message)
+	}
+	return fmt.Sprintf("%s:%d: %s: %s", file(e), problem.Row, problem.Code, problem.Message)
+}
+
+// maxListed bounds the problems of a bundle that are told: whoever repairs the first
+// few sees the next ones.
+const maxListed = 10
+
+func listed(problems []string) error {
+	slices.Sort(problems)
+	problems = slices.Compact(problems)
+	if more := len(problems) - maxListed; more > 0 {
+		problems = append(problems[:maxListed], fmt.Sprintf("and %d more", more))
+	}
+	return errors.New(strings.Join(problems, "; "))
+}
+
+// dataOfBundles is the data of bundles, root by root, so that what others have beside
+// it has place.
+func dataOfBundles(set BundleSet) *branch {
+	if set.Data == nil {
+		return newBranch(0)
+	}
+	e := newEdit(newBranch(0))
+	each := func(at []string, object ast.Object) {
+		object.Foreach(func(key, value *ast.Term) {
+			if name, ok := key.Value.(ast.String); ok && !(len(at) == 0 && string(name) == systemPackage) {
+				e.set(append(slices.Clone(at), string(name)), document{value})
+			}
+		})
+	}
+	for _, bundle := range set.Bundles {
+		for _, root := range bundle.Roots {
+			if len(root) == 0 {
+				each(nil, set.Data)
+			} else if value := find(set.Data, root); value != nil {
+				e.set(root, document{ast.NewTerm(value)})
+			}
+		}
+	}
+	if system, ok := find(set.Data, []string{systemPackage}).(ast.Object); ok {
+		each([]string{systemPackage}, system)
+	}
+	return e.root
+}
+
+// path is where a module stands: its package, or where its data is.
+func (m *module) path() []string {
+	if m.ast == nil {
+		return path(m.ID)
+	}
+	var names []string
+	for _, term := range m.ast.Package.Path[1:] {
+		name, ok := term.Value.(ast.String)
+		if !ok {
+			break
+		}
+		names = append(names, string(name))
+	}
+	return names
+}
+
+// ownership is a bundle and the root of it that is meant.
+type ownership struct {
+	bundle string
+	root   []string
+}
+
+// owner is the bundle that owns the path of a module, or a path below it; nil if
+// none does.
+func (b *Bundles) owner(m *module) *ownership {
+	at := m.path()
+	for _, bundle := range b.list {
+		for _, root := range bundle.Roots {
+			if hasPrefix(at, root) || hasPrefix(root, at) {
+				return &ownership{bundle: bundle.Name, root: root}
+			}
+		}
+	}
+	return nil
+}
+
+func (o *ownership) problem(m *module) policy.Problem {
+	problem := policy.Problem{Code: policy.CodeDefect, Message: fmt.Sprintf(
+		"%s is owned by bundle %s, which has the root %q: nobody else can define anything there",
+		dataPath(m.path()), o.bundle, strings.Join(o.root, "/"))}
+	if m.ast != nil {
+		problem.Row, problem.Col = m.ast.Package.Loc().Row, m.ast.Package.Loc().Col
+	}
+	return problem
+}
+
+// dataPath is a path as policies write it.
+func dataPath(at []string) string { return strings.Join(append([]string{"data"}, at...), ".") }
+
+// claims reports which modules in force, or objects of the cluster, are where a
+// bundle claims to be alone.
+func (b *Bundles) claims(modules map[policy.ID]*module, replicated Replicated) error {
+	var problems []string
+	for _, id := range sortedIDs(modules) {
+		if o := b.owner(modules[id]); o != nil {
+			problems = append(problems, fmt.Sprintf("bundle %s has the root %q, and %s in it is defined by %s, which is in force: "+
+				"narrower roots in the bundle's manifest, or another package, keep them apart",
+				o.bundle, strings.Join(o.root, "/"), dataPath(modules[id].path()), id))
+		}
+	}
+	for _, bundle := range b.list {
+		for _, root := range bundle.Roots {
+			if replicated.reserves(root) {
+				problems = append(problems, fmt.Sprintf("bundle %s has the root %q, where objects of the cluster are replicated: "+
+					"another root, or another --replicate-path, keeps them apart", bundle.Name, strings.Join(root, "/")))
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return listed(problems)
+	}
+	return nil
+}
+
+// Text is a module in force as its author wrote it.
+type Text struct {
+	// Name is that of the module: namespace/name/key, or that of the file in a bundle.
+	Name   string
+	Source string
+	// Tree is what the parser made of it.
+	Tree *ast.Module
+}
+
+// Texts are the Rego modules in force, sorted by name.
+func (s *Snapshot) Texts() []Text {
+	texts := make([]Text, 0, len(s.modules)+len(s.bundles.modules))
+	for id, m := range s.modules {
+		if m.ast != nil {
+			texts = append(texts, Text{Name: id.String(), Source: m.Source, Tree: m.ast})
+		}
+	}
+	for name, m := range s.bundles.modules {
+		texts = append(texts, Text{Name: name, Source: m.Source, Tree: m.ast})
+	}
+	slices.SortFunc(texts, func(a, b Text) int { return strings.Compare(a.Name, b.Name) })
+	return texts
+}

@@ -1,0 +1,104 @@
+package engine
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/open-policy-agent/opa/v1/topdown/builtins"
+	"github.com/open-policy-agent/opa/v1/topdown/cache"
+)
+
+// Environment is what decisions have beside policies and data.
+type Environment struct {
+	// Cache and ValueCache keep what built-ins learn beyond one decision, such as
+	// the answers that http.send got; nil: nothing is kept.
+	Cache      cache.InterQueryCache
+	ValueCache cache.InterQueryValueCache
+	// KeepBuiltins is true if records are to have what built-ins gave that give
+	// something else each time.
+	KeepBuiltins bool
+	// Observe hears of each decision, before its answer goes out: it must not keep
+	// the decision waiting. nil: nobody does.
+	Observe func(Record)
+}
+
+// Record is all there is to tell of one decision. Nothing in it may be changed.
+type Record struct {
+	// ID of the decision.
+	ID string
+	// Path of the decision that was asked for, without slashes around it.
+	Path string
+	// InForce is what it was made with; nil if there was nothing yet.
+	InForce *InForce
+	// Transaction sees the data that it was made with, in InForce's store.
+	Transaction storage.Transaction
+	// Input as it was given, and as OPA's value.
+	Input      any
+	InputValue ast.Value
+	// Result, or else Err.
+	Result any
+	Err    error
+	// Modules are those with rules that were true on the way to the result, sorted;
+	// maxModules at most.
+	Modules []string
+	// Metrics of the evaluation.
+	Metrics metrics.Metrics
+	// Builtins are what built-ins gave that give something else each time.
+	Builtins builtins.NDBCache
+
+	speakers speakers
+}
+
+// options evaluate a query for a record. What a record has beside the result is
+// found out only where somebody hears of it.
+func (e Environment) options(record *Record) []rego.EvalOption {
+	options := []rego.EvalOption{rego.EvalParsedInput(record.InputValue), rego.EvalTransaction(record.Transaction)}
+	if e.Cache != nil {
+		options = append(options, rego.EvalInterQueryBuiltinCache(e.Cache), rego.EvalInterQueryBuiltinValueCache(e.ValueCache))
+	}
+	if e.Observe == nil {
+		return options
+	}
+	record.Metrics = metrics.New()
+	options = append(options, rego.EvalMetrics(record.Metrics), rego.EvalQueryTracer(&record.speakers))
+	if e.KeepBuiltins {
+		record.Builtins = make(builtins.NDBCache)
+		options = append(options, rego.EvalNDBuiltinCache(record.Builtins))
+	}
+	return options
+}
+
+// maxModules bounds the modules of a record: whoever reads it looks for the few that
+// denied. With the longest names that Kubernetes allows they are 40 kB.
+const maxModules = 64
+
+// speakers is a tracer that only notes which modules had a say.
+type speakers struct{ names map[string]struct{} }
+
+// Enabled is true.
+func (*speakers) Enabled() bool { return true }
+
+// Config asks for events as they are.
+func (*speakers) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
+
+// TraceEvent notes the module of a rule that was true.
+func (s *speakers) TraceEvent(event topdown.Event) {
+	if event.Op != topdown.ExitOp || len(s.names) == maxModules {
+		return
+	}
+	rule, ok := event.Node.(*ast.Rule)
+	if !ok || rule.Location == nil {
+		return
+	}
+	if s.names == nil {
+		s.names = make(map[string]struct{})
+	}
+	s.names[rule.Location.File] = struct{}{}
+}
+
+func (s *speakers) sorted() []string { return slices.Sorted(maps.Keys(s.names)) }
