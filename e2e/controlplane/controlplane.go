@@ -58,6 +58,7 @@ type Config struct {
 // ControlPlane is a control plane that runs.
 type ControlPlane struct {
 	state     state
+	setup     *setup // nil when another process started it
 	dir       string
 	processes []*process.Process // in the order they were started
 	config    *rest.Config
@@ -101,6 +102,7 @@ func startOnce(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, err
 	}
+	c.setup = s
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Stop())

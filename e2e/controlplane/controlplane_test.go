@@ -49,6 +49,7 @@ func TestControlPlane(t *testing.T) {
 	t.Run("controllers", func(t *testing.T) { testControllers(t, c) })
 	t.Run("custom resources", func(t *testing.T) { testCustomResources(t, c) })
 	t.Run("webhook behind an ExternalName", func(t *testing.T) { testWebhook(t, c) })
+	t.Run("a further API server", func(t *testing.T) { testAPIServer(t, c) })
 	t.Run("stop", func(t *testing.T) { testStop(t, c) })
 }
 
@@ -270,5 +271,34 @@ func testStop(t *testing.T, c *ControlPlane) {
 	}
 	if _, err := Open(ctx, c.dir); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%s does not run", programs.Etcd)) {
 		t.Errorf("Open after Stop: error %v", err)
+	}
+}
+
+// testAPIServer shows that a further API server serves the same objects, with what is different about it.
+func testAPIServer(t *testing.T, c *ControlPlane) {
+	further, err := c.StartAPIServer(t.Context(), APIServerConfig{Name: "further", Args: []string{"--max-requests-inflight=123"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := further.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	client, err := kubernetes.NewForConfig(further.RESTConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := client.CoreV1().Namespaces().Get(t.Context(), "default", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := c.Client().CoreV1().Namespaces().Get(t.Context(), "default", metav1.GetOptions{})
+	if err != nil || ours.UID != theirs.UID || further.RESTConfig().Host == c.URL() {
+		t.Errorf("namespace %s at %s, %s at %s, %v", theirs.UID, further.RESTConfig().Host, ours.UID, c.URL(), err)
+	}
+	flags, err := client.Discovery().RESTClient().Get().AbsPath("/flagz").DoRaw(t.Context())
+	if err != nil || !strings.Contains(string(flags), "max-requests-inflight 123\n") {
+		t.Errorf("its flags are %s, %v", flags, err)
 	}
 }
