@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,6 +41,9 @@ type Listener struct {
 	// Certificate is the serving certificate of now, or why there is none yet;
 	// nil for plain HTTP.
 	Certificate func() (*tls.Certificate, error)
+	// ClientCAs are those of now that a client's certificate must be signed by;
+	// nil if none is asked for. There must be a Certificate beside it.
+	ClientCAs func() *x509.CertPool
 
 	listener net.Listener
 	server   *http.Server
@@ -48,6 +52,9 @@ type Listener struct {
 // Listen opens the address, so that a bad one is an error before anything is
 // served.
 func (l *Listener) Listen(ctx context.Context, log *slog.Logger) error {
+	if l.ClientCAs != nil && l.Certificate == nil {
+		return fmt.Errorf("listening for %s: client certificates cannot be asked for over plain HTTP", l.Name)
+	}
 	var config net.ListenConfig
 	listener, err := config.Listen(ctx, "tcp", l.Address)
 	if err != nil {
@@ -65,15 +72,37 @@ func (l *Listener) Listen(ctx context.Context, log *slog.Logger) error {
 		ErrorLog: slog.NewLogLogger(log.With("listener", l.Name).Handler(), slog.LevelWarn),
 	}
 	if l.Certificate != nil {
-		l.server.TLSConfig = &tls.Config{
-			MinVersion: tls.VersionTLS12,
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-				return l.Certificate()
-			},
-		}
+		l.server.TLSConfig = l.tlsConfig()
 	}
 	log.Info("listening", "listener", l.Name, "address", listener.Addr().String())
 	return nil
+}
+
+func (l *Listener) tlsConfig() *tls.Config {
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return l.Certificate()
+		},
+	}
+	if l.ClientCAs == nil {
+		return config
+	}
+	// As net/http has it. It tells only its own copy of this config.
+	config.NextProtos = []string{"h2", "http/1.1"}
+	config.ClientAuth = tls.RequireAndVerifyClientCert
+	// A session that is resumed was verified by the CAs of another time.
+	config.SessionTicketsDisabled = true
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		pool := l.ClientCAs()
+		if pool == nil { // crypto/tls would take the CAs of the system
+			return nil, errors.New("there are no client CAs")
+		}
+		now := config.Clone()
+		now.ClientCAs = pool
+		return now, nil
+	}
+	return config
 }
 
 // Close gives up an address that is not served yet.

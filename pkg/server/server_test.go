@@ -2,15 +2,20 @@ package server
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -113,6 +118,126 @@ func TestListenerServesTheCertificateOfNow(t *testing.T) {
 	}
 	if err := stop(); err != nil {
 		t.Error(err)
+	}
+}
+
+// newClientPair is a CA and the certificate of a client that it signed.
+func newClientPair(t *testing.T) (*x509.CertPool, tls.Certificate) {
+	t.Helper()
+	bundle, err := certs.NewBundle([]string{"unused"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := tls.X509KeyPair(bundle.CA, bundle.CAKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		Subject:      pkix.Name{CommonName: "dana"},
+		NotAfter:     time.Now().Add(time.Hour),
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, client, ca.Leaf, public, ca.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.Leaf)
+	return pool, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: private}
+}
+
+func TestListenerAsksForAClientCertificateOfTheCAsOfNow(t *testing.T) {
+	bundle, err := certs.NewBundle([]string{"localhost"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(bundle.CA)
+	firstPool, first := newClientPair(t)
+	secondPool, second := newClientPair(t)
+	var trusted atomic.Pointer[x509.CertPool]
+	var shown atomic.Pointer[http.Request]
+	l := &Listener{
+		Name:        "api",
+		Handler:     http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { shown.Store(r) }),
+		Certificate: bundle.Certificate,
+		ClientCAs:   trusted.Load,
+	}
+	stop := serve(t, l)
+	url := "https://" + l.listener.Addr().String()
+	// One cache for all handshakes: a session must not outlive the CA of its client.
+	sessions := tls.NewLRUClientSessionCache(8)
+	ask := func(version uint16, client ...tls.Certificate) error {
+		config := &tls.Config{
+			RootCAs: roots, ServerName: "localhost", ClientSessionCache: sessions, MaxVersion: version,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				if client == nil {
+					return new(tls.Certificate), nil
+				}
+				return &client[0], nil // also where the server does not name its CA
+			},
+		}
+		http2 := newClient(t, config)
+		http2.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+		_, err := get(t, http2, url)
+		return err
+	}
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		t.Run(tls.VersionName(version), func(t *testing.T) {
+			for _, test := range []struct {
+				name    string
+				trusted *x509.CertPool
+				client  []tls.Certificate
+				taken   bool
+			}{
+				{name: "a client of the CA is let in", trusted: firstPool, client: []tls.Certificate{first}, taken: true},
+				{name: "one without a certificate is not", trusted: firstPool},
+				{name: "one of another CA is not", trusted: firstPool, client: []tls.Certificate{second}},
+				{name: "once the CA is another, the first client is not", trusted: secondPool, client: []tls.Certificate{first}},
+				{name: "but the other one is", trusted: secondPool, client: []tls.Certificate{second}, taken: true},
+				{name: "no CA lets nobody in", trusted: x509.NewCertPool(), client: []tls.Certificate{first}},
+				{name: "nor do CAs that are not known", client: []tls.Certificate{first}},
+			} {
+				t.Run(test.name, func(t *testing.T) {
+					trusted.Store(test.trusted)
+					shown.Store(nil)
+					if err := ask(version, test.client...); (err == nil) != test.taken {
+						t.Errorf("got the error %v", err)
+					}
+					request := shown.Load()
+					if (request != nil) != test.taken {
+						t.Fatalf("the request has reached the handler: %v", request != nil)
+					}
+					if test.taken && (len(request.TLS.VerifiedChains) == 0 || request.ProtoMajor != 2) {
+						t.Errorf("the handler does not see a verified client by HTTP/2: %v, %s", request.TLS.VerifiedChains, request.Proto)
+					}
+				})
+			}
+		})
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Without a pool crypto/tls trusts every CA that the system trusts.
+func TestListenerLetsNobodyInByTheCAsOfTheSystem(t *testing.T) {
+	l := &Listener{Name: "api", ClientCAs: func() *x509.CertPool { return nil }}
+	if config, err := l.tlsConfig().GetConfigForClient(nil); err == nil {
+		t.Errorf("a client is asked for a certificate of %v", config.ClientCAs)
+	}
+}
+
+func TestListenerAsksForNoClientCertificateOverPlainHTTP(t *testing.T) {
+	l := &Listener{Name: "api", Address: "127.0.0.1:0", Handler: hello, ClientCAs: x509.NewCertPool}
+	err := l.Listen(t.Context(), discard)
+	if err == nil || err.Error() != "listening for api: client certificates cannot be asked for over plain HTTP" {
+		t.Errorf("got the error %v", err)
 	}
 }
 
