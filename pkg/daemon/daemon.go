@@ -285,7 +285,7 @@ func (d *daemon) run(ctx context.Context) error {
 
 func (d *daemon) webhook() http.Handler {
 	reviewer := admission.NewReviewer(d.loop.engine, d.options.Entrypoint)
-	return server.NewWebhook(reviewer, d.loop.Ready, d.metrics, d.log)
+	return server.NewWebhook(server.WebhookConfig{Reviewer: reviewer, Ready: d.loop.Ready, Metrics: d.metrics, Log: d.log})
 }
 
 // diagnosis is the state of the whole process: that of the loop, and ready only

@@ -112,7 +112,7 @@ func TestDiagnostic(t *testing.T) {
 
 func TestMetricsHaveTheirNames(t *testing.T) {
 	metrics := server.NewMetrics()
-	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), ready, metrics, discard))
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: metrics, Log: discard}))
 	defer webhook.Close()
 	send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
 	held := policy.Status{InForce: policy.Previous, Problems: []policy.Problem{{Code: "rego_parse_error"}}}

@@ -33,24 +33,38 @@ type Reviewer interface {
 	Review(ctx context.Context, body []byte) (admission.Answer, error)
 }
 
-// Webhook answers the API server.
-type Webhook struct {
-	reviewer Reviewer
-	ready    func() error
-	metrics  *Metrics
-	log      *slog.Logger
+// WebhookConfig is what a Webhook needs.
+type WebhookConfig struct {
+	// Reviewer answers the reviews that come to POST /.
+	Reviewer Reviewer
+	// Data answers at /v0/data/<path> and /v1/data/<path>, as OPA's REST API
+	// does; nil if nothing is served there.
+	Data http.Handler
+	// Decides reports whether rules decide the path, such as system/main. Where
+	// they do not nothing is evaluated: documents that are merely there, such as
+	// objects of the cluster, are not for whoever can reach the webhook.
+	Decides func(path string) bool
+	// Ready is nil, or why all must be refused: what is in force is not the whole
+	// policy set.
+	Ready func() error
+	// Metrics count the reviews.
+	Metrics *Metrics
+	// Log is told of what was refused.
+	Log *slog.Logger
 }
 
-// NewWebhook makes the handler of the webhook's listener. Until ready returns
-// nil every review is refused: what is in force is not the whole policy set.
-func NewWebhook(reviewer Reviewer, ready func() error, metrics *Metrics, log *slog.Logger) *Webhook {
-	return &Webhook{reviewer: reviewer, ready: ready, metrics: metrics, log: log}
-}
+// Webhook answers the API server, and whoever asks for a single decision.
+type Webhook struct{ config WebhookConfig }
 
-// ServeHTTP answers POST / with a decision and all else with an error in JSON.
+// NewWebhook makes the handler of the webhook's listener.
+func NewWebhook(config WebhookConfig) *Webhook { return &Webhook{config: config} }
+
+// ServeHTTP answers POST / and requests for decisions, and all else with an
+// error in JSON.
 func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer h.recovered(w)
 	switch {
+	case h.config.Data != nil && isDataPath(r.URL.Path):
+		h.data(w, r)
 	case r.URL.Path != "/":
 		writeError(w, http.StatusNotFound, fmt.Sprintf("nothing is served at %s; AdmissionReviews go to POST /", r.URL.Path))
 	case r.Method != http.MethodPost:
@@ -70,12 +84,16 @@ const (
 )
 
 func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
+	defer h.recovered(func() {
+		h.config.Metrics.reviewed(outcomeError, 0)
+		writeError(w, http.StatusInternalServerError, internalError)
+	})
 	start := time.Now()
 	answer, err := h.answer(w, r)
 	if err != nil {
 		status, outcome := classify(err)
-		h.metrics.reviewed(outcome, time.Since(start))
-		about(h.log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
+		h.config.Metrics.reviewed(outcome, time.Since(start))
+		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
 		writeError(w, status, told(err))
 		return
 	}
@@ -83,9 +101,9 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 	if answer.Allowed {
 		outcome, level = outcomeAllowed, slog.LevelDebug
 	}
-	h.metrics.reviewed(outcome, time.Since(start))
-	if h.log.Enabled(r.Context(), level) { // what is allowed is most of it, and seldom logged
-		about(h.log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
+	h.config.Metrics.reviewed(outcome, time.Since(start))
+	if h.config.Log.Enabled(r.Context(), level) { // what is allowed is most of it, and seldom logged
+		about(h.config.Log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(answer.Body) // a client that is gone hears nothing
@@ -112,7 +130,7 @@ func about(log *slog.Logger, answer admission.Answer) *slog.Logger {
 }
 
 func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answer, error) {
-	if err := h.ready(); err != nil {
+	if err := h.config.Ready(); err != nil {
 		return admission.Answer{}, &notReadyError{err}
 	}
 	timeout, err := reviewTimeout(r)
@@ -125,7 +143,7 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answ
 	if err != nil {
 		return admission.Answer{}, err
 	}
-	return h.reviewer.Review(ctx, body)
+	return h.config.Reviewer.Review(ctx, body)
 }
 
 // readBody reads the request's body. A body that says it is too large is not
@@ -188,16 +206,18 @@ func classify(err error) (status int, outcome string) {
 	return http.StatusInternalServerError, outcomeError
 }
 
+// internalError is all that is told of a panic.
+const internalError = "internal error"
+
 // recovered turns a panic into an answer: one request must not be able to end
 // the process that all others depend on.
-func (h *Webhook) recovered(w http.ResponseWriter) {
+func (h *Webhook) recovered(answer func()) {
 	p := recover()
 	if p == nil {
 		return
 	}
-	h.metrics.reviewed(outcomeError, 0)
-	h.log.Error("panic while answering a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-	writeError(w, http.StatusInternalServerError, "internal error")
+	h.config.Log.Error("panic while answering a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	answer()
 }
 
 // writeError answers with an error as Kubernetes words one: of an HTTP error the

@@ -95,7 +95,7 @@ func problem(t *testing.T, code int, body string) (reason, message string) {
 
 func TestWebhook(t *testing.T) {
 	metrics := server.NewMetrics()
-	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), ready, metrics, discard))
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: metrics, Log: discard}))
 	defer webhook.Close()
 	const tooLarge = 7<<20 + 1
 	for _, test := range []struct {
@@ -230,7 +230,7 @@ func TestWebhookLogs(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var lines bytes.Buffer
-			webhook := server.NewWebhook(newReviewer(t), ready, server.NewMetrics(), slog.New(slog.NewTextHandler(&lines, nil)))
+			webhook := server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: server.NewMetrics(), Log: slog.New(slog.NewTextHandler(&lines, nil))})
 			webhook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(review(test.request))))
 			if test.want == nil && lines.Len() > 0 {
 				t.Errorf("got %s", &lines)
@@ -247,7 +247,7 @@ func TestWebhookLogs(t *testing.T) {
 func TestWebhookRefusesUntilReady(t *testing.T) {
 	waiting := errors.New("waiting for the first list of ConfigMaps")
 	metrics := server.NewMetrics()
-	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), func() error { return waiting }, metrics, discard))
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: func() error { return waiting }, Metrics: metrics, Log: discard}))
 	defer webhook.Close()
 	status, _, body := send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
 	if reason, message := problem(t, status, body); status != 503 || reason != "ServiceUnavailable" || message != "kube-rego is not ready: the first whole policy set is not in force yet" {
@@ -272,7 +272,7 @@ func TestWebhookTimesOut(t *testing.T) {
 		return admission.Answer{}, fmt.Errorf("decision system/main: %w", ctx.Err())
 	})
 	metrics := server.NewMetrics()
-	webhook := httptest.NewServer(server.NewWebhook(untilTheEnd, ready, metrics, discard))
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: untilTheEnd, Ready: ready, Metrics: metrics, Log: discard}))
 	defer webhook.Close()
 	status, _, body := send(t, webhook, "POST", "/?timeout=1ms", strings.NewReader(review("allow")))
 	if reason, message := problem(t, status, body); status != 504 || reason != "Timeout" || message != "decision system/main: context deadline exceeded" {
@@ -293,10 +293,10 @@ func TestWebhookGivesTheTimeThatTheAPIServerGives(t *testing.T) {
 	} {
 		t.Run(test.path, func(t *testing.T) {
 			var deadline time.Time
-			webhook := server.NewWebhook(reviewerFunc(func(ctx context.Context) (admission.Answer, error) {
+			webhook := server.NewWebhook(server.WebhookConfig{Reviewer: reviewerFunc(func(ctx context.Context) (admission.Answer, error) {
 				deadline, _ = ctx.Deadline()
 				return admission.Answer{}, nil
-			}), ready, server.NewMetrics(), discard)
+			}), Ready: ready, Metrics: server.NewMetrics(), Log: discard})
 			before := time.Now()
 			webhook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", test.path, strings.NewReader("{}")))
 			if deadline.Before(before.Add(test.want)) || deadline.After(time.Now().Add(test.want)) {
@@ -315,7 +315,7 @@ func (u unread) Read([]byte) (int, error) {
 }
 
 func TestWebhookDoesNotReadWhatSaysItIsTooLarge(t *testing.T) {
-	webhook := server.NewWebhook(newReviewer(t), ready, server.NewMetrics(), discard)
+	webhook := server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: server.NewMetrics(), Log: discard})
 	request := httptest.NewRequestWithContext(t.Context(), "POST", "/", unread{t})
 	request.ContentLength = 10 << 20
 	recorder := httptest.NewRecorder()
@@ -327,7 +327,7 @@ func TestWebhookDoesNotReadWhatSaysItIsTooLarge(t *testing.T) {
 
 func TestWebhookEndsASlowPolicy(t *testing.T) {
 	metrics := server.NewMetrics()
-	webhook := httptest.NewServer(server.NewWebhook(newReviewer(t), ready, metrics, discard))
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: metrics, Log: discard}))
 	defer webhook.Close()
 	status, _, body := send(t, webhook, "POST", "/?timeout=100ms", strings.NewReader(review("slow")))
 	if reason, message := problem(t, status, body); status != 504 || reason != "Timeout" {
@@ -339,12 +339,12 @@ func TestWebhookEndsASlowPolicy(t *testing.T) {
 func TestWebhookLivesThroughAPanic(t *testing.T) {
 	broken := true
 	metrics := server.NewMetrics()
-	webhook := httptest.NewServer(server.NewWebhook(reviewerFunc(func(context.Context) (admission.Answer, error) {
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: reviewerFunc(func(context.Context) (admission.Answer, error) {
 		if broken {
 			panic("a bug with a secret in it")
 		}
 		return admission.Answer{Body: []byte(`{}`), Allowed: true}, nil
-	}), ready, metrics, discard))
+	}), Ready: ready, Metrics: metrics, Log: discard}))
 	defer webhook.Close()
 	status, _, body := send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
 	if reason, message := problem(t, status, body); status != 500 || reason != "InternalError" || message != "internal error" {
