@@ -15,25 +15,39 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 	reviews  *prometheus.HistogramVec
+	requests *prometheus.HistogramVec
+	dropped  prometheus.Counter
 	modules  *prometheus.GaugeVec
 }
+
+// durations are the buckets of how long a request took: from a small set in
+// process (0.1 ms) to the longest a webhook may take.
+var durations = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30}
 
 // NewMetrics makes the metrics in a registry of their own.
 func NewMetrics() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		reviews: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "kube_rego_admission_request_duration_seconds",
-			Help: "Time to answer an admission review, by its outcome: allowed, denied, invalid or error.",
-			// From a small set in process (0.1 ms) to the longest a webhook may take.
-			Buckets: []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30},
+			Name:    "kube_rego_admission_request_duration_seconds",
+			Help:    "Time to answer an admission review, by its outcome: allowed, denied, invalid or error.",
+			Buckets: durations,
 		}, []string{"outcome"}),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "kube_rego_api_request_duration_seconds",
+			Help:    "Time to answer a request to OPA's REST API, by its handler, method and HTTP status.",
+			Buckets: durations,
+		}, []string{"handler", "method", "code"}),
+		dropped: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "kube_rego_decision_logs_dropped_total",
+			Help: "Decisions that are missing in the decision log: they came faster than they could be logged.",
+		}),
 		modules: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "kube_rego_modules",
 			Help: "Policy modules by state (in_force or held) and by the version that is in force (current, previous or none).",
 		}, []string{"state", "in_force"}),
 	}
-	m.registry.MustRegister(m.reviews, m.modules,
+	m.registry.MustRegister(m.reviews, m.requests, m.dropped, m.modules,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -112,6 +126,26 @@ func (m *Metrics) Reported(report policy.Report) {
 	for labels, n := range count {
 		m.modules.WithLabelValues(labels[:]...).Set(float64(n))
 	}
+}
+
+// DecisionLogDropped counts a decision that was not logged.
+func (m *Metrics) DecisionLogDropped() { m.dropped.Inc() }
+
+// Registry is for those who have metrics of their own to add.
+func (m *Metrics) Registry() prometheus.Registerer { return m.registry }
+
+// API is the metrics in the way that OPA's server asks for them.
+func (m *Metrics) API() *APIMetrics { return &APIMetrics{requests: m.requests} }
+
+// APIMetrics measures the handlers of OPA's REST API.
+type APIMetrics struct{ requests *prometheus.HistogramVec }
+
+// RegisterEndpoints adds none: the diagnostic listener serves all metrics.
+func (*APIMetrics) RegisterEndpoints(func(path, method string, handler http.Handler)) {}
+
+// InstrumentHandler measures the requests to a handler, under its label.
+func (a *APIMetrics) InstrumentHandler(handler http.Handler, label string) http.Handler {
+	return promhttp.InstrumentHandlerDuration(a.requests.MustCurryWith(prometheus.Labels{"handler": label}), handler)
 }
 
 func (m *Metrics) reviewed(outcome string, took time.Duration) {
