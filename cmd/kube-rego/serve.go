@@ -79,6 +79,16 @@ func addReplicationFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.StringSliceVar(&o.ReplicateIgnoreNamespaces, "replicate-ignore-namespaces", nil, "`namespaces` whose objects are not replicated; repeatable")
 }
 
+// addAPIFlags adds the flags of what OPA has beside its policy engine.
+func addAPIFlags(flags *pflag.FlagSet, o *daemon.Options) {
+	flags.StringVar(&o.TLSClientCAFile, "tls-client-ca-file", "", "ask clients of --addr for a certificate of a CA in this `file`, reloaded when it changes; none: any client")
+	flags.StringVar(&o.APIAddr, "api-addr", "127.0.0.1:8181", "`address` of OPA's REST API, for reading and queries; HTTPS beyond the loopback interface; empty: off")
+	flags.StringVar(&o.APITokenFile, "api-token-file", "", "ask clients of --api-addr for the bearer token in this `file`, reloaded when it changes; none: no token")
+	flags.StringVar(&o.APITLSClientCAFile, "api-tls-client-ca-file", "", "serve --api-addr over HTTPS and ask clients for a certificate of a CA in this `file`, reloaded when it changes; none: any client")
+	flags.StringVar(&o.APIAuthorization, "api-authorization", daemon.AuthorizationAuto, "when data.system.authz.allow decides about a request to the API: auto where a policy defines it, basic always")
+	flags.StringVar(&o.OPAConfig, "opa-config", "", "`file` with OPA's own configuration: services, bundles, discovery, decision_logs, status and so on; ${NAME} in it is a variable of the environment")
+}
+
 func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.SortFlags = false // in the order in which a person reads them
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; the namespace of its context is ours, for certificate and Lease; none: the pod's own service account")
@@ -90,10 +100,11 @@ func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.BoolVar(&o.EnableData, "enable-data", true, "look for ConfigMaps that are data")
 	addReplicationFlags(flags, o)
 	flags.StringVar(&o.StatusAnnotation, "status-annotation", defaultStatusAnnotation, "annotation `key` for the status of a policy; empty: none is written")
-	flags.StringVar(&o.Entrypoint, "entrypoint", "system/main", "`path` of the decision that answers POST /")
+	flags.StringVar(&o.Entrypoint, "entrypoint", daemon.DefaultEntrypoint, "`path` of the decision that answers POST /; default_decision of --opa-config is taken instead of the default")
 	flags.StringVar(&o.RegoVersion, "rego-version", "auto", "Rego version of policies that do not say it in the annotation openpolicyagent.org/rego-version: auto, v0 or v1")
 	flags.StringArrayVar(&o.Builtins, "enable-builtin", nil, fmt.Sprintf("switch on a built-in that is off by default, one of %v; repeatable", engine.OffByDefault()))
 	flags.StringVar(&o.Addr, "addr", ":8443", "`address` of the webhook, over HTTPS")
+	addAPIFlags(flags, o)
 	flags.StringVar(&o.DiagnosticAddr, "diagnostic-addr", "127.0.0.1:8282", "`address` of /healthz, /readyz, /metrics and /status")
 	flags.StringVar(&o.TLSCertFile, "tls-cert-file", "", "serve with the certificate chain in this `file`, reloaded when it changes; none: make our own")
 	flags.StringVar(&o.TLSPrivateKeyFile, "tls-private-key-file", "", "`file` of the key of --tls-cert-file")

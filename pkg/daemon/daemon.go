@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"time"
 
@@ -20,8 +19,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
-	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/opa"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/replication"
 	"github.com/kube-rego/kube-rego/pkg/server"
@@ -59,6 +58,7 @@ type daemon struct {
 	log         *slog.Logger
 	metrics     *server.Metrics
 	loop        *loop
+	host        *opa.Host
 	cluster     *cluster // nil with --manifests, like the next two
 	writer      *status.Writer
 	replicas    *status.Replicas
@@ -82,11 +82,16 @@ func (d *daemon) prepare() error {
 	if err != nil {
 		return err
 	}
+	configuration, err := d.configuration()
+	if err != nil {
+		return err
+	}
 	compiler, err := engine.NewCompiler(engine.Config{
 		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
 		Builtins:         d.options.Builtins,
 		SystemNamespaces: d.systemNamespaces(),
 		Replicated:       d.options.engineReplicated(),
+		MaskSecrets:      configuration.LogsDecisions(),
 	})
 	if err != nil {
 		return err
@@ -100,8 +105,10 @@ func (d *daemon) prepare() error {
 		recorder:   d.metrics,
 		log:        d.log,
 		trigger:    make(chan struct{}, 1),
+		proposals:  make(chan proposal),
 		state:      state{waiting: watch.ErrNotSynced},
 	}
+	d.prepareHost(configuration)
 	if d.cluster != nil {
 		d.prepareStatus()
 	}
@@ -246,9 +253,9 @@ func connect(kubeconfig string) (*cluster, error) {
 
 // run runs all parts until ctx ends or one of them fails.
 func (d *daemon) run(ctx context.Context) error {
-	listeners := []*server.Listener{
-		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(d.diagnosis(), d.metrics)},
-		{Name: "webhook", Address: d.options.Addr, Handler: d.webhook(), Certificate: d.certificate.Get},
+	listeners, reloads, err := d.listeners()
+	if err != nil {
+		return err
 	}
 	for n, l := range listeners {
 		if err := l.Listen(ctx, d.log); err != nil {
@@ -259,8 +266,17 @@ func (d *daemon) run(ctx context.Context) error {
 		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		group.Go(func() error { return l.Serve(ctx) })
+	drained := make(chan struct{})
+	group.Go(func() error {
+		defer close(drained)
+		return serve(ctx, listeners)
+	})
+	group.Go(func() error { return d.host.Run(ctx, drained) })
+	for _, reload := range reloads {
+		group.Go(func() error {
+			reload(ctx)
+			return nil
+		})
 	}
 	group.Go(func() error { return d.certify(ctx) })
 	group.Go(func() error { return d.loop.source.Run(ctx, d.loop.look) })
@@ -283,21 +299,17 @@ func (d *daemon) run(ctx context.Context) error {
 	return nil
 }
 
-func (d *daemon) webhook() http.Handler {
-	reviewer := admission.NewReviewer(d.loop.engine, d.options.Entrypoint)
-	return server.NewWebhook(server.WebhookConfig{Reviewer: reviewer, Ready: d.loop.Ready, Metrics: d.metrics, Log: d.log})
-}
-
 // diagnosis is the state of the whole process: that of the loop, and ready only
 // if there is a certificate too and the other replicas know of this one.
 type diagnosis struct {
 	*loop
+	host        *opa.Host
 	certificate *certificate
 	announced   func() error // to other replicas; nil where there are none
 }
 
 func (d *daemon) diagnosis() diagnosis {
-	state := diagnosis{loop: d.loop, certificate: d.certificate}
+	state := diagnosis{loop: d.loop, host: d.host, certificate: d.certificate}
 	if d.replicas != nil {
 		state.announced = d.replicas.Announced
 	}
@@ -335,7 +347,7 @@ func (d diagnosis) Resources() []policy.Resource {
 
 // Ready is nil while new requests are welcome.
 func (d diagnosis) Ready() error {
-	err := cmp.Or(d.loop.Ready(), d.certificate.Ready())
+	err := cmp.Or(d.loop.Ready(), d.host.Ready(), d.certificate.Ready())
 	if err == nil && d.announced != nil {
 		err = d.announced()
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -62,6 +63,12 @@ type Replication interface {
 	Resources() []policy.Resource
 }
 
+// Bundles are policies and data that OPA's plugins bring.
+type Bundles interface {
+	// Tried reports whether it is known of each whether it is there.
+	Tried() bool
+}
+
 // Recorder keeps count of what became of the modules.
 type Recorder interface {
 	Reported(report policy.Report)
@@ -81,6 +88,7 @@ type loop struct {
 	compiler    *engine.Compiler
 	engine      *engine.Engine
 	replication Replication // nil where nothing is replicated
+	bundles     Bundles     // nil where nobody brings any
 	publisher   Publisher   // nil where there is nobody to tell
 	replicas    Replicas    // nil where there are no others
 	identity    string      // ours
@@ -93,6 +101,11 @@ type loop struct {
 	resources policy.Resources // that policies read
 	compiled  policy.Resources // as they were when the set was last compiled
 	memory    memory
+
+	proposals chan proposal
+	initial   *engine.Snapshot  // the bundles that came before the first set went into force
+	removal   *engine.BundleSet // bundles that are left, as long as what is in force needs the others
+	overdue   atomic.Bool       // bundles are not waited for any longer
 
 	mu sync.Mutex
 	state
@@ -120,6 +133,9 @@ func (l *loop) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case p := <-l.welcome():
+			p.answer <- l.consider(ctx, p.set)
+			continue
 		case <-l.trigger:
 		}
 		start := time.Now()
@@ -163,6 +179,10 @@ func (l *loop) turn(ctx context.Context) error {
 	if !l.replicate(history, set) {
 		return nil
 	}
+	if l.snapshot == nil && !l.awaited() {
+		return nil
+	}
+	l.remove(ctx)
 	base, err := l.base(ctx, history, set, wanted)
 	if err != nil {
 		return err
@@ -321,13 +341,17 @@ func newCompiled(snapshot *engine.Snapshot, report policy.Report) compiled {
 // compile lets the engine work. OPA's compiler knows no context: if ctx ends
 // first, the process is about to end too and does not wait for it.
 func (l *loop) compile(ctx context.Context, work func() compiled) (compiled, error) {
-	done := make(chan compiled, 1)
+	return await(ctx, work)
+}
+
+func await[T any](ctx context.Context, work func() T) (result T, err error) {
+	done := make(chan T, 1)
 	go func() { done <- work() }()
 	select {
-	case c := <-done:
-		return c, nil
+	case result = <-done:
+		return result, nil
 	case <-ctx.Done():
-		return compiled{}, ctx.Err()
+		return result, ctx.Err()
 	}
 }
 

@@ -30,8 +30,7 @@ type memory struct {
 // holds.
 func (l *loop) base(ctx context.Context, history *configmap.History, set policy.Set, wanted string) (*engine.Snapshot, error) {
 	if l.snapshot == nil {
-		l.compiler.SetResources(nil) // what was in force stays, whatever it reads
-		return l.restore(ctx, history)
+		return l.restore(ctx, l.initial, history)
 	}
 	l.compiler.SetResources(l.resources)
 	switch {
@@ -75,7 +74,7 @@ func (l *loop) snapshotOf(ctx context.Context, base *engine.Snapshot, modules po
 // adopt makes the set that the writer has in force. If not all of it compiles
 // here, as when the writer has another version of OPA, ours stays.
 func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.Snapshot, error) {
-	snapshot, err := l.snapshotOf(ctx, l.compiler.Empty(), history.InForce())
+	snapshot, err := l.snapshotOf(ctx, l.compiler.Bare(l.snapshot), history.InForce())
 	if err != nil {
 		return nil, err
 	}
@@ -87,13 +86,11 @@ func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.S
 	return snapshot, nil
 }
 
-// restore makes the set that was in force last. A module of it may be no good any
-// more: the OPA in this process may be newer, or a flag another.
-func (l *loop) restore(ctx context.Context, history *configmap.History) (*engine.Snapshot, error) {
-	c, err := l.compile(ctx, func() compiled {
-		c := newCompiled(l.compiler.Compile(l.compiler.Empty(), history.InForce()))
-		return newCompiled(l.compiler.Retry(c.snapshot, history.InForce(), never))
-	})
+// restore makes the set that was in force last, on a base that has bundles only. A
+// module of it may be no good any more: the OPA in this process may be newer, or a
+// flag another.
+func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *configmap.History) (*engine.Snapshot, error) {
+	c, err := l.restored(ctx, base, history)
 	if err != nil {
 		return nil, err
 	}
@@ -103,6 +100,14 @@ func (l *loop) restore(ctx context.Context, history *configmap.History) (*engine
 		l.log.Error("the version that was in force last does not compile any more", "module", s.ID.String(), "problems", problems(s))
 	}
 	return c.snapshot, nil
+}
+
+func (l *loop) restored(ctx context.Context, base *engine.Snapshot, history *configmap.History) (compiled, error) {
+	l.compiler.SetResources(nil) // what was in force stays, whatever it reads
+	return l.compile(ctx, func() compiled {
+		c := newCompiled(l.compiler.Compile(base, history.InForce()))
+		return newCompiled(l.compiler.Retry(c.snapshot, history.InForce(), never))
+	})
 }
 
 // explain adds to the problems of modules of which nothing is in force why their

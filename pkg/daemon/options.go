@@ -58,6 +58,18 @@ type Options struct {
 
 	// Addr is where the webhook is served, DiagnosticAddr probes and metrics.
 	Addr, DiagnosticAddr string
+	// APIAddr is where OPA's REST API is served; empty: nowhere.
+	APIAddr string
+	// APITokenFile has the token that the API asks for; empty: none.
+	APITokenFile string
+	// APIAuthorization says when the policy set decides about requests to the API:
+	// AuthorizationAuto or AuthorizationBasic.
+	APIAuthorization string
+	// TLSClientCAFile and APITLSClientCAFile have the CAs of clients that may come to
+	// Addr and to APIAddr; empty: any client.
+	TLSClientCAFile, APITLSClientCAFile string
+	// OPAConfig is a file with OPA's own configuration; empty: none.
+	OPAConfig string
 	// TLSCertFile and TLSPrivateKeyFile are the serving certificate; empty:
 	// one is made.
 	TLSCertFile, TLSPrivateKeyFile string
@@ -72,6 +84,18 @@ type Options struct {
 	Builtins []string
 }
 
+// DefaultEntrypoint is the decision of POST / unless somebody says otherwise.
+const DefaultEntrypoint = "system/main"
+
+const (
+	// AuthorizationAuto has the policy set decide about requests to the API where it
+	// has a rule for that.
+	AuthorizationAuto = "auto"
+	// AuthorizationBasic has it decide always, as opa run does: without a rule nothing
+	// is allowed.
+	AuthorizationBasic = "basic"
+)
+
 // Validate gathers all that is wrong with the options, each error naming the
 // flag.
 func (o Options) Validate() error {
@@ -80,6 +104,7 @@ func (o Options) Validate() error {
 		o.validateLabels(),
 		o.validateReplication(),
 		o.validateListeners(),
+		o.validateAPI(),
 		o.validatePolicies(),
 	)
 }
@@ -170,15 +195,7 @@ func (o Options) engineReplicated() engine.Replicated {
 
 func (o Options) validateListeners() error {
 	var errs []error
-	for _, a := range []struct{ flag, value string }{{"--addr", o.Addr}, {"--diagnostic-addr", o.DiagnosticAddr}} {
-		_, port, err := net.SplitHostPort(a.value)
-		if err == nil {
-			_, err = strconv.ParseUint(port, 10, 16)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %q is not an address such as :8443 or 127.0.0.1:8443", a.flag, a.value))
-		}
-	}
+	errs = append(errs, validateAddress("--addr", o.Addr), validateAddress("--diagnostic-addr", o.DiagnosticAddr))
 	if (o.TLSCertFile == "") != (o.TLSPrivateKeyFile == "") {
 		errs = append(errs, errors.New("--tls-cert-file and --tls-private-key-file go together"))
 	}
@@ -194,6 +211,46 @@ func (o Options) validateListeners() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func validateAddress(flag, value string) error {
+	_, port, err := net.SplitHostPort(value)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %q is not an address such as :8443 or 127.0.0.1:8443", flag, value)
+	}
+	return nil
+}
+
+func (o Options) validateAPI() error {
+	var errs []error
+	if !slices.Contains([]string{AuthorizationAuto, AuthorizationBasic}, o.APIAuthorization) {
+		errs = append(errs, fmt.Errorf("--api-authorization: %q is neither auto nor basic", o.APIAuthorization))
+	}
+	if o.APIAddr == "" {
+		return errors.Join(errs...)
+	}
+	if err := validateAddress("--api-addr", o.APIAddr); err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	if !isLoopback(o.APIAddr) && o.APITokenFile == "" && o.APITLSClientCAFile == "" && o.APIAuthorization != AuthorizationBasic {
+		errs = append(errs, fmt.Errorf("--api-addr: whoever reaches %s could read all policies and data: give --api-token-file, "+
+			"--api-tls-client-ca-file or --api-authorization=basic, or an address of the loopback interface", o.APIAddr))
+	}
+	return errors.Join(errs...)
+}
+
+// isLoopback reports whether an address can be reached from this machine, or this pod,
+// only.
+func isLoopback(address string) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 func (o Options) validatePolicies() error {

@@ -21,6 +21,8 @@ func defaults() daemon.Options {
 		StatusAnnotation: "openpolicyagent.org/policy-status",
 		Addr:             ":8443",
 		DiagnosticAddr:   "127.0.0.1:8282",
+		APIAddr:          "127.0.0.1:8181",
+		APIAuthorization: "auto",
 		Entrypoint:       "system/main",
 		RegoVersion:      "auto",
 	}
@@ -43,6 +45,12 @@ func TestOptionsValidate(t *testing.T) {
 		{name: "a certificate in files", change: func(o *daemon.Options) { o.TLSCertFile, o.TLSPrivateKeyFile = "tls.crt", "tls.key" }},
 		{name: "webhook configurations", change: func(o *daemon.Options) { o.WebhookConfigurations = []string{"kube-rego", "opa.example.com"} }},
 		{name: "a built-in that is off by default", change: func(o *daemon.Options) { o.Builtins = []string{"http.send"} }},
+		{name: "no API", change: func(o *daemon.Options) { o.APIAddr = "" }},
+		{name: "an API on another loopback address", change: func(o *daemon.Options) { o.APIAddr = "[::1]:1" }},
+		{name: "an API on a loopback address by name", change: func(o *daemon.Options) { o.APIAddr = "localhost:8181" }},
+		{name: "an API for all who have the token", change: func(o *daemon.Options) { o.APIAddr, o.APITokenFile = ":8181", "token" }},
+		{name: "an API for all who have a certificate", change: func(o *daemon.Options) { o.APIAddr, o.APITLSClientCAFile = ":8181", "ca.crt" }},
+		{name: "an API for those whom a policy lets in", change: func(o *daemon.Options) { o.APIAddr, o.APIAuthorization = ":8181", "basic" }},
 		{name: "an entrypoint with slashes around", change: func(o *daemon.Options) { o.Entrypoint = "/system/main/" }},
 
 		{
@@ -125,10 +133,26 @@ func TestOptionsValidate(t *testing.T) {
 			want: []string{`--enable-builtin: "count" is not one of those`, `--enable-builtin: "http.get" is not one of those`},
 		},
 		{
+			name: "an API for all", change: func(o *daemon.Options) { o.APIAddr = ":8181" },
+			want: []string{"--api-addr: whoever reaches :8181 could read all policies and data: give --api-token-file"},
+		},
+		{
+			name: "an API on an address that is not of the loopback interface", change: func(o *daemon.Options) { o.APIAddr = "10.0.0.1:8181" },
+			want: []string{"--api-addr: whoever reaches 10.0.0.1:8181 could"},
+		},
+		{
+			name: "an API nowhere", change: func(o *daemon.Options) { o.APIAddr = "8181" },
+			want: []string{`--api-addr: "8181" is not an address`},
+		},
+		{
+			name: "an API with an authorization that OPA does not know", change: func(o *daemon.Options) { o.APIAuthorization = "token" },
+			want: []string{`--api-authorization: "token" is neither auto nor basic`},
+		},
+		{
 			name:   "no option at all: every error is told",
 			change: func(o *daemon.Options) { *o = daemon.Options{} },
 			want: []string{
-				"--namespaces: ", `--policy-label: "": `, `--data-label: "": `, "--enable-policies=false and", `--replicate-path: "" is not`, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--entrypoint: "" is not`, `--rego-version: `,
+				"--namespaces: ", `--policy-label: "": `, `--data-label: "": `, "--enable-policies=false and", `--replicate-path: "" is not`, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--api-authorization: "" is`, `--entrypoint: "" is not`, `--rego-version: `,
 			},
 		},
 	} {

@@ -76,6 +76,11 @@ func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet) (*Snapshot, er
 	return next, nil
 }
 
+// Bare is a snapshot with the bundles of another, and without modules.
+func (c *Compiler) Bare(s *Snapshot) *Snapshot {
+	return newSnapshot(c.parser.compile(nil, s.bundles).compiler, nil, s.bundles)
+}
+
 // parseBundles reads the modules and the data of bundles.
 func (p *parser) parseBundles(set BundleSet) (*Bundles, error) {
 	b := &Bundles{
@@ -174,15 +179,7 @@ func (m *module) path() []string {
 	if m.ast == nil {
 		return path(m.ID)
 	}
-	var names []string
-	for _, term := range m.ast.Package.Path[1:] {
-		name, ok := term.Value.(ast.String)
-		if !ok {
-			break
-		}
-		names = append(names, string(name))
-	}
-	return names
+	return names(m.ast.Package.Path)
 }
 
 // ownership is a bundle and the root of it that is meant.

@@ -77,6 +77,8 @@ type Config struct {
 	SystemNamespaces []string
 	// Replicated says where objects of the cluster are in data.
 	Replicated Replicated
+	// MaskSecrets adds a mask for decision logs where no policy defines one.
+	MaskSecrets bool
 }
 
 // Compiler makes snapshots. It keeps what it parsed; it is not safe for use
@@ -94,7 +96,7 @@ func NewCompiler(config Config) (*Compiler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Compiler{
+	c := &Compiler{
 		parser: parser{
 			capabilities: capabilities,
 			off:          off,
@@ -103,7 +105,11 @@ func NewCompiler(config Config) (*Compiler, error) {
 			replicated:   config.Replicated,
 		},
 		trials: maxTrials,
-	}, nil
+	}
+	if config.MaskSecrets {
+		c.parser.mask, err = c.parser.parseText(maskName, maskSource, policy.RegoV1)
+	}
+	return c, err
 }
 
 // Empty is the snapshot of a set without modules.
@@ -273,6 +279,7 @@ func (p *parser) compile(modules map[policy.ID]*module, bundles *Bundles) result
 	for name, m := range bundles.modules {
 		trees[name] = m.ast
 	}
+	p.addMask(trees)
 	compiler.Compile(trees)
 	return result{compiler: compiler, clash: clash}
 }

@@ -48,8 +48,17 @@ type InForce struct {
 // Snapshot is the compiled policy set.
 func (f *InForce) Snapshot() *Snapshot { return f.snapshot }
 
-// Compiler is OPA's compiler with the set, for queries. Nothing may be added to it.
-func (f *InForce) Compiler() *ast.Compiler { return f.snapshot.compiler }
+// Compiler is OPA's compiler with the set, for queries. Nothing may be added to it. Its
+// modules are those that the store lists, as they were parsed: the compiler itself has
+// them gathered.
+func (f *InForce) Compiler() *ast.Compiler {
+	compiler := *f.snapshot.compiler
+	compiler.Modules = make(map[string]*ast.Module)
+	for _, text := range f.snapshot.Texts() {
+		compiler.Modules[text.Name] = text.Tree
+	}
+	return &compiler
+}
 
 // Store reads the policies and the data. A transaction of it sees one state of the
 // data, the newest when it began.
@@ -132,7 +141,6 @@ func (f *InForce) decide(ctx context.Context, environment Environment, record *R
 		return
 	}
 	results, err := query.Eval(ctx, environment.options(record)...)
-	record.Modules = record.speakers.sorted()
 	switch {
 	case err != nil:
 		record.Err = err
@@ -193,6 +201,16 @@ func (s *Snapshot) Defines(path string) bool { return defines(s.compiler, path) 
 
 func defines(compiler *ast.Compiler, path string) bool {
 	return len(compiler.GetRules(reference(path))) > 0
+}
+
+// DefinesRef is Defines for a path as OPA has it.
+func (s *Snapshot) DefinesRef(ref ast.Ref) bool { return len(s.compiler.GetRules(ref)) > 0 }
+
+// Decides reports whether rules in force give the value at path, and only rules: there
+// is no data at or below it.
+func (e *Engine) Decides(path string) bool {
+	f := e.current.Load()
+	return f != nil && CheckPath(path) == nil && f.snapshot.Defines(path) && lookupNode(f.data.Load(), strings.Split(strings.Trim(path, "/"), "/")) == nil
 }
 
 // undefined is the error of a decision without a value, with the more frequent

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"maps"
 	"slices"
 
@@ -19,9 +20,6 @@ type Environment struct {
 	// the answers that http.send got; nil: nothing is kept.
 	Cache      cache.InterQueryCache
 	ValueCache cache.InterQueryValueCache
-	// KeepBuiltins is true if records are to have what built-ins gave that give
-	// something else each time.
-	KeepBuiltins bool
 	// Observe hears of each decision, before its answer goes out: it must not keep
 	// the decision waiting. nil: nobody does.
 	Observe func(Record)
@@ -43,15 +41,10 @@ type Record struct {
 	// Result, or else Err.
 	Result any
 	Err    error
-	// Modules are those with rules that were true on the way to the result, sorted;
-	// maxModules at most.
-	Modules []string
 	// Metrics of the evaluation.
 	Metrics metrics.Metrics
 	// Builtins are what built-ins gave that give something else each time.
 	Builtins builtins.NDBCache
-
-	speakers speakers
 }
 
 // options evaluate a query for a record. What a record has beside the result is
@@ -64,21 +57,34 @@ func (e Environment) options(record *Record) []rego.EvalOption {
 	if e.Observe == nil {
 		return options
 	}
-	record.Metrics = metrics.New()
-	options = append(options, rego.EvalMetrics(record.Metrics), rego.EvalQueryTracer(&record.speakers))
-	if e.KeepBuiltins {
-		record.Builtins = make(builtins.NDBCache)
-		options = append(options, rego.EvalNDBuiltinCache(record.Builtins))
-	}
-	return options
+	record.Metrics, record.Builtins = metrics.New(), make(builtins.NDBCache)
+	return append(options, rego.EvalMetrics(record.Metrics), rego.EvalNDBuiltinCache(record.Builtins))
 }
 
-// maxModules bounds the modules of a record: whoever reads it looks for the few that
-// denied. With the longest names that Kubernetes allows they are 40 kB.
-const maxModules = 64
+// Speakers are the modules with rules that were true on the way to the result, sorted;
+// maxSpeakers at most. It makes the decision once more, with a trace, which takes two to
+// three times as long as the decision took: too long to be done before the answer goes out.
+// Built-ins give what they gave then, and nothing is asked of the network again.
+func (r Record) Speakers(ctx context.Context) ([]string, error) {
+	query, err := r.InForce.prepare(ctx, r.Path)
+	if err != nil {
+		return nil, err
+	}
+	var found speakers
+	_, err = query.Eval(ctx,
+		rego.EvalParsedInput(r.InputValue),
+		rego.EvalTransaction(r.Transaction),
+		rego.EvalNDBuiltinCache(r.Builtins),
+		rego.EvalQueryTracer(&found))
+	return slices.Sorted(maps.Keys(found)), err
+}
+
+// maxSpeakers bounds the modules that are named: whoever reads them looks for the few
+// that denied. With the longest names that Kubernetes allows they are 40 kB.
+const maxSpeakers = 64
 
 // speakers is a tracer that only notes which modules had a say.
-type speakers struct{ names map[string]struct{} }
+type speakers map[string]struct{}
 
 // Enabled is true.
 func (*speakers) Enabled() bool { return true }
@@ -88,17 +94,15 @@ func (*speakers) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
 
 // TraceEvent notes the module of a rule that was true.
 func (s *speakers) TraceEvent(event topdown.Event) {
-	if event.Op != topdown.ExitOp || len(s.names) == maxModules {
+	if event.Op != topdown.ExitOp || len(*s) == maxSpeakers {
 		return
 	}
 	rule, ok := event.Node.(*ast.Rule)
 	if !ok || rule.Location == nil {
 		return
 	}
-	if s.names == nil {
-		s.names = make(map[string]struct{})
+	if *s == nil {
+		*s = make(speakers)
 	}
-	s.names[rule.Location.File] = struct{}{}
+	(*s)[rule.Location.File] = struct{}{}
 }
-
-func (s *speakers) sorted() []string { return slices.Sorted(maps.Keys(s.names)) }

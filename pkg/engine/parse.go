@@ -34,6 +34,7 @@ type parser struct {
 	version      policy.RegoVersion
 	trusted      []string // namespaces that may declare packages under system
 	replicated   Replicated
+	mask         *ast.Module // of decision logs, for sets that define none; may be nil
 	cache        map[[sha256.Size]byte]*module
 }
 

@@ -94,3 +94,9 @@ func (store) Commit(context.Context, storage.Transaction) error { return nil }
 
 // Abort has nothing to do.
 func (store) Abort(context.Context, storage.Transaction) {}
+
+// Owns reports whether a transaction is one of those that decisions read with.
+func Owns(txn storage.Transaction) bool {
+	_, ok := txn.(transaction)
+	return ok
+}

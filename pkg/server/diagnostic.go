@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"time"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -21,6 +22,32 @@ type State interface {
 	Replicas() []Replica
 	// Resources are those whose objects are replicated, or should be.
 	Resources() []policy.Resource
+	// Bundles and Plugins are those of OPA's configuration.
+	Bundles() []Bundle
+	Plugins() []Plugin
+}
+
+// Bundle is what is known of one of OPA's bundles.
+type Bundle struct {
+	Name string `json:"name"`
+	// Revision in force, as the bundle's author wrote it.
+	Revision string `json:"revision,omitempty"`
+	// Roots are the paths of data that it owns, of the revision in force.
+	Roots []string `json:"roots,omitempty"`
+	// State is active, failed (what was in force before still is) or loading.
+	State string `json:"state"`
+	// Error is why it failed.
+	Error string `json:"error,omitempty"`
+	// LastSuccess is when it last went into force.
+	LastSuccess time.Time `json:"lastSuccess,omitzero"`
+}
+
+// Plugin is the state of one of OPA's plugins.
+type Plugin struct {
+	Name string `json:"name"`
+	// State in OPA's words: OK, NOT_READY, WARN or ERROR.
+	State   string `json:"state"`
+	Message string `json:"message,omitempty"`
 }
 
 // Replica is what is known of one of several processes.
@@ -71,6 +98,8 @@ type status struct {
 	SourceError string         `json:"sourceError,omitempty"`
 	Replicas    []Replica      `json:"replicas,omitempty"`
 	Replication []resource     `json:"replication,omitempty"`
+	Bundles     []Bundle       `json:"bundles,omitempty"`
+	Plugins     []Plugin       `json:"plugins,omitempty"`
 	Modules     []moduleStatus `json:"modules"`
 }
 
@@ -102,6 +131,8 @@ func statusBody(state State) status {
 		Fingerprint: report.Fingerprint,
 		SourceError: state.SourceError(),
 		Replicas:    state.Replicas(),
+		Bundles:     state.Bundles(),
+		Plugins:     state.Plugins(),
 		Modules:     make([]moduleStatus, 0, len(report.Modules)),
 	}
 	if err := state.Ready(); err != nil {

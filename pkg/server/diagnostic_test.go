@@ -17,6 +17,8 @@ type stubState struct {
 	report         policy.Report
 	sourceError    string
 	replicas       []server.Replica
+	bundles        []server.Bundle
+	plugins        []server.Plugin
 }
 
 func (s stubState) Healthy() error        { return s.healthy }
@@ -26,6 +28,8 @@ func (s stubState) SourceError() string   { return s.sourceError }
 
 func (s stubState) Replicas() []server.Replica   { return s.replicas }
 func (s stubState) Resources() []policy.Resource { return s.resources }
+func (s stubState) Bundles() []server.Bundle     { return s.bundles }
+func (s stubState) Plugins() []server.Plugin     { return s.plugins }
 
 func TestDiagnostic(t *testing.T) {
 	const (

@@ -1,0 +1,29 @@
+# What decision logs leave out unless the policies define data.system.log.mask
+# themselves: what Secrets hold, wherever one is in the input or in the result.
+package system.log
+
+mask contains path if {
+	some part in ["input", "result"]
+	walk(input[part], [steps, value])
+	some field in _secret_fields(value)
+	path := _pointer(part, array.concat(steps, field))
+}
+
+_secret_fields(value) := {[field] | some field in ["data", "stringData"]; value[field]} | _annotations(value) if {
+	value.kind == "Secret"
+}
+
+_secret_fields(value) := {["items"]} if value.kind == "SecretList"
+
+# kubectl apply keeps a copy of the whole object in an annotation. OPA's masks cannot
+# name one whose key has a slash.
+_annotations(value) := {["metadata", "annotations"]} if {
+	value.metadata.annotations["kubectl.kubernetes.io/last-applied-configuration"]
+} else := set()
+
+# A step that OPA's masks cannot name takes all with it.
+_pointer(part, steps) := concat("/", array.concat(["", part], [sprintf("%v", [step]) | some step in steps])) if {
+	every step in steps {
+		regex.match(`^[A-Za-z0-9._-]+$`, sprintf("%v", [step]))
+	}
+} else := concat("/", ["", part])

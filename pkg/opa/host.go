@@ -1,0 +1,340 @@
+// Package opa runs what OPA has beside its policy engine: the manager of its plugins,
+// which fetch bundles and configuration and send decision logs and statuses, and its
+// REST API. All of it is OPA's own code, over the policies and data that the engine has
+// in force.
+package opa
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/logging"
+	"github.com/open-policy-agent/opa/v1/plugins"
+	bundleplugin "github.com/open-policy-agent/opa/v1/plugins/bundle"
+	"github.com/open-policy-agent/opa/v1/plugins/discovery"
+	"github.com/open-policy-agent/opa/v1/sdk"
+	"github.com/open-policy-agent/opa/v1/topdown/cache"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// Config is what a Host needs.
+type Config struct {
+	// Configuration is OPA's.
+	Configuration Configuration
+	// RegoVersion of modules of bundles that do not say it: auto is v1, as in OPA.
+	RegoVersion policy.RegoVersion
+	// Engine has what is in force.
+	Engine *engine.Engine
+	// Gate decides about bundles.
+	Gate Gate
+	// Look is called when something came to be known that Pending speaks of.
+	Look func()
+	// Registry takes the metrics of OPA's status plugin.
+	Registry prometheus.Registerer
+	// Dropped counts decisions that could not be logged.
+	Dropped func()
+	// API says how the REST API is served.
+	API APIConfig
+	Log *slog.Logger
+}
+
+// Host runs OPA's manager and its plugins.
+type Host struct {
+	config  Config
+	store   *store
+	logs    *decisionLogs
+	api     *api
+	started chan struct{} // closed once the manager is there and its plugins run
+
+	mu      sync.Mutex
+	manager *plugins.Manager
+	bundles map[string]*bundleplugin.Status // by name, of those that were tried
+	watched *bundleplugin.Plugin            // that tells of them
+	ready   bool                            // all plugins were ready once
+}
+
+// New makes a host. Run runs it.
+func New(config Config) *Host {
+	version := config.RegoVersion
+	if version == policy.RegoAuto {
+		version = policy.RegoV1
+	}
+	h := &Host{
+		config:  config,
+		store:   newStore(config.Engine, config.Gate, version),
+		started: make(chan struct{}),
+		bundles: make(map[string]*bundleplugin.Status),
+	}
+	h.logs = newDecisionLogs(h)
+	h.api = newAPI(h)
+	return h
+}
+
+// Run runs OPA's plugins until ctx ends and nobody decides any more, and sends then what
+// is left to send. The error is one of the configuration.
+func (h *Host) Run(ctx context.Context, drained <-chan struct{}) error {
+	h.store.alive, h.store.initialized = ctx, func() {
+		h.follow()
+		h.followDiscovery()
+	}
+	// Plugins outlive ctx: the last decisions are logged when the listeners are drained.
+	opa, err := sdk.New(context.WithoutCancel(ctx), h.options())
+	if err != nil {
+		return fmt.Errorf("OPA's configuration: %w", err)
+	}
+	defer func() {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+		defer cancel()
+		opa.Stop(stop)
+	}()
+	h.manager.RegisterPluginStatusListener("kube-rego", func(map[string]*plugins.Status) { h.config.Look() })
+	h.prepareCaches(ctx)
+	close(h.started)
+	h.config.Look()
+	h.logs.run(ctx, drained)
+	return nil
+}
+
+// flushTimeout is how long decisions and statuses that are left may take to be sent:
+// the rest of a pod's grace period of 30 s, of which requests in flight take up to 20.
+const flushTimeout = 5 * time.Second
+
+func (h *Host) options() sdk.Options {
+	version := ast.RegoV1
+	if h.config.RegoVersion == policy.RegoV0 {
+		version = ast.RegoV0
+	}
+	return sdk.Options{
+		Config:        bytes.NewReader(h.config.Configuration.text),
+		Logger:        logger{h.config.Log.With("component", "opa")},
+		ConsoleLogger: logging.New(),       // JSON, as opa run writes it
+		Ready:         make(chan struct{}), // what is not ready says Pending
+		RegoVersion:   version,
+		Store:         h.store,
+		ManagerOpts: []func(*plugins.Manager){
+			func(m *plugins.Manager) {
+				h.mu.Lock()
+				defer h.mu.Unlock()
+				h.manager = m
+			},
+			plugins.Info(engine.Runtime()),
+			plugins.WithPrometheusRegister(h.config.Registry),
+			plugins.WithEnableVersionCheck(false),
+		},
+	}
+}
+
+// follow hears from then on what becomes of bundles. It registers without our lock: the
+// plugins call back with theirs held.
+func (h *Host) follow() {
+	h.mu.Lock()
+	m, watched := h.manager, h.watched
+	h.mu.Unlock()
+	if p := bundleplugin.Lookup(m); p != nil && p != watched {
+		h.mu.Lock()
+		h.watched = p
+		h.mu.Unlock()
+		p.RegisterBulkListener(h, h.tried)
+	}
+}
+
+// followDiscovery hears what becomes of the configuration that is discovered.
+func (h *Host) followDiscovery() {
+	if d := discovery.Lookup(h.current()); d != nil {
+		d.RegisterListener(h, func(status bundleplugin.Status) {
+			h.tried(map[string]*bundleplugin.Status{discovery.Name: &status})
+		})
+	}
+}
+
+// tried takes in what became of bundles.
+func (h *Host) tried(statuses map[string]*bundleplugin.Status) {
+	h.mu.Lock()
+	for name, status := range statuses {
+		copied := *status
+		h.bundles[name] = &copied
+	}
+	h.mu.Unlock()
+	h.follow() // discovery may have made the plugin for bundles
+	if statuses[discovery.Name] != nil {
+		h.api.reconfigured.Store(true)
+	}
+	h.config.Look()
+}
+
+func (h *Host) prepareCaches(ctx context.Context) {
+	config := h.manager.InterQueryBuiltinCacheConfig()
+	environment := engine.Environment{
+		Cache:      cache.NewInterQueryCacheWithContext(ctx, config),
+		ValueCache: cache.NewInterQueryValueCache(ctx, config),
+	}
+	if h.config.Configuration.LogsDecisions() {
+		environment.Observe = h.logs.decided
+	}
+	h.config.Engine.SetEnvironment(environment)
+}
+
+// running is the manager with its plugins; nil before they run.
+func (h *Host) running() *plugins.Manager {
+	select {
+	case <-h.started:
+		return h.manager
+	default:
+		return nil
+	}
+}
+
+// Bundle is what is known of one bundle.
+type Bundle struct {
+	engine.Bundle
+	// Tried is true once there was an answer of some kind.
+	Tried bool
+	// Activated is when it last went into force; zero if it never did.
+	Activated time.Time
+	// Error is why the last attempt failed; empty if it did not.
+	Error string
+}
+
+// Bundles are those that the configuration has, and the one that it comes from if it is
+// discovered, sorted by name.
+func (h *Host) Bundles() []Bundle {
+	m := h.current()
+	if m == nil {
+		return nil
+	}
+	names := make(map[string]bool)
+	if p := bundleplugin.Lookup(m); p != nil {
+		for name := range p.Config().Bundles {
+			names[name] = true
+		}
+	}
+	if h.config.Configuration.entries[discovery.Name] != nil {
+		names[discovery.Name] = true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var bundles []Bundle
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		bundles = append(bundles, h.bundle(name))
+	}
+	return bundles
+}
+
+// current is the manager, also before its plugins run.
+func (h *Host) current() *plugins.Manager {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.manager
+}
+
+func (h *Host) bundle(name string) Bundle {
+	b := Bundle{Bundle: engine.Bundle{Name: name}}
+	if now := h.config.Engine.InForce(); now != nil {
+		for _, inForce := range now.Snapshot().Bundles() {
+			if inForce.Name == name {
+				b.Bundle = inForce
+			}
+		}
+	}
+	if status, ok := h.bundles[name]; ok {
+		b.Tried, b.Activated = true, status.LastSuccessfulActivation
+		b.Error = describe(status)
+	}
+	return b
+}
+
+// describe is why the last attempt at a bundle failed; empty if it did not.
+func describe(status *bundleplugin.Status) string {
+	var texts []string
+	if status.Message != "" {
+		texts = append(texts, status.Message)
+	}
+	for _, err := range status.Errors {
+		if !slices.Contains(texts, err.Error()) {
+			texts = append(texts, err.Error())
+		}
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Tried reports whether OPA runs and each bundle was tried once. Until then it is not
+// known what the configuration wants.
+func (h *Host) Tried() bool {
+	if h.current() == nil {
+		return false
+	}
+	bundles := h.Bundles()
+	return !slices.ContainsFunc(bundles, func(b Bundle) bool { return !b.Tried }) && (len(bundles) > 0 || h.running() != nil)
+}
+
+// Ready is nil once all bundles have been in force, and the configuration was
+// discovered if it is to be; then it stays so.
+func (h *Host) Ready() error {
+	m := h.running()
+	if m == nil {
+		return fmt.Errorf("OPA's plugins do not run yet%s", h.failures())
+	}
+	h.mu.Lock()
+	ready := h.ready
+	h.mu.Unlock()
+	if ready {
+		return nil
+	}
+	statuses := m.PluginStatus()
+	for _, name := range []string{discovery.Name, bundleplugin.Name} {
+		if s := statuses[name]; s != nil && s.State == plugins.StateNotReady {
+			return fmt.Errorf("waiting for OPA's %s%s", name, h.failures())
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ready = true
+	return nil
+}
+
+// failures are the bundles that are not in force, and why.
+func (h *Host) failures() string {
+	var texts []string
+	for _, b := range h.Bundles() {
+		switch {
+		case b.Error != "":
+			texts = append(texts, b.Name+": "+b.Error)
+		case b.Activated.IsZero():
+			texts = append(texts, b.Name+" is not loaded yet")
+		}
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(texts, "; ")
+}
+
+// Plugin is the state of one of OPA's plugins.
+type Plugin struct{ Name, State, Message string }
+
+// Plugins are those that the configuration has, sorted by name.
+func (h *Host) Plugins() []Plugin {
+	m := h.running()
+	if m == nil {
+		return nil
+	}
+	statuses := m.PluginStatus()
+	var all []Plugin
+	for _, name := range slices.Sorted(maps.Keys(statuses)) {
+		if s := statuses[name]; s != nil && (name != discovery.Name || h.config.Configuration.entries[discovery.Name] != nil) {
+			all = append(all, Plugin{Name: name, State: string(s.State), Message: s.Message})
+		}
+	}
+	return all
+}

@@ -1,0 +1,194 @@
+package opa
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/plugins/logs"
+	"github.com/open-policy-agent/opa/v1/server"
+	"github.com/open-policy-agent/opa/v1/server/types"
+	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/open-policy-agent/opa/v1/topdown/builtins"
+
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// maxQueued bounds the decisions that wait to be logged. To mask and to encode one
+// takes about as long as to make one, so they are seldom more than a few; a quarter of
+// a second of as many as OPA's own server makes (3,500/s on two cores) may pile up.
+const maxQueued = 1024
+
+// decisionLogs hands decisions to OPA's plugin. Masks and drop rules are policies, and
+// to evaluate them and to encode an event takes as long as a decision: so it is done
+// behind a queue, and never by whoever waits for the answer. What does not fit into the
+// queue is counted and forgotten.
+type decisionLogs struct {
+	host   *Host
+	queue  chan event
+	inUse  *engine.InForce // that OPA's manager has the compiler of
+	budget budget
+}
+
+// event is one decision, as OPA tells of it.
+type event struct {
+	record engine.Record
+	info   *server.Info
+}
+
+func newDecisionLogs(h *Host) *decisionLogs {
+	return &decisionLogs{host: h, queue: make(chan event, maxQueued)}
+}
+
+// decided takes in a decision of the engine.
+func (l *decisionLogs) decided(r engine.Record) {
+	if r.InForce == nil {
+		return // there is no set that could mask it
+	}
+	info := &server.Info{
+		Txn:        r.Transaction,
+		Timestamp:  time.Now().UTC(),
+		DecisionID: r.ID,
+		Path:       r.Path,
+		InputAST:   r.InputValue,
+		Metrics:    r.Metrics,
+		Bundles:    make(map[string]server.BundleInfo),
+		Error:      errorOf(r.Err),
+	}
+	for _, b := range r.InForce.Snapshot().Bundles() {
+		info.Bundles[b.Name] = server.BundleInfo{Revision: b.Revision}
+	}
+	if r.Err == nil {
+		info.Results = &r.Result
+	}
+	l.add(event{record: r, info: info})
+}
+
+// answered takes in a decision of OPA's server.
+func (l *decisionLogs) answered(f *engine.InForce, info *server.Info) {
+	l.add(event{info: info, record: engine.Record{
+		ID: info.DecisionID, Path: info.Path, InForce: f, Transaction: info.Txn, InputValue: info.InputAST,
+	}})
+}
+
+func (l *decisionLogs) add(e event) {
+	select {
+	case l.queue <- e:
+	default:
+		l.host.config.Dropped()
+	}
+}
+
+// run logs decisions until nobody decides any more, and then those that are queued.
+func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
+	ctx = context.WithoutCancel(ctx)
+	for {
+		select {
+		case e := <-l.queue:
+			l.log(ctx, e)
+			continue
+		case <-drained:
+		}
+		for len(l.queue) > 0 {
+			l.log(ctx, <-l.queue)
+		}
+		return
+	}
+}
+
+func (l *decisionLogs) log(ctx context.Context, e event) {
+	manager := l.host.running()
+	plugin := logs.Lookup(manager)
+	if plugin == nil {
+		return // discovery brought none, or has taken it away
+	}
+	if e.record.InForce != l.inUse {
+		// The masks are those of the set that decided.
+		l.host.store.use(ctx, e.record.InForce.Compiler(), e.info.Txn)
+		l.inUse = e.record.InForce
+	}
+	if err := l.complete(ctx, e); err != nil {
+		l.host.config.Log.Error("a decision cannot be logged", "decisionID", e.info.DecisionID, "error", err)
+		return
+	}
+	if !manager.GetConfig().NDBuiltinCacheEnabled() {
+		e.info.NDBuiltinCache = nil
+	}
+	if err := plugin.Log(ctx, e.info); err != nil {
+		l.host.config.Log.Error("a decision cannot be logged", "decisionID", e.info.DecisionID, "error", err)
+	}
+}
+
+// complete adds to an event what takes time.
+func (l *decisionLogs) complete(ctx context.Context, e event) error {
+	if e.info.InputAST != nil {
+		// A copy: masks take fields out of it, and the decision's own belongs to others.
+		input, err := ast.JSON(e.info.InputAST)
+		if err != nil {
+			return err
+		}
+		e.info.Input = &input
+	}
+	if e.record.Builtins != nil {
+		used, err := ast.JSON(e.record.Builtins.AsValue())
+		if err != nil {
+			return err
+		}
+		e.info.NDBuiltinCache = &used
+	} else {
+		e.record.Builtins = make(builtins.NDBCache)
+	}
+	custom := map[string]any{"fingerprint": e.record.InForce.Snapshot().Fingerprint()}
+	for key, value := range e.info.Custom {
+		custom[key] = value
+	}
+	if modules := l.speakers(ctx, e); len(modules) > 0 {
+		custom["modules"] = modules
+	}
+	e.info.Custom = custom
+	return nil
+}
+
+// speakers are the modules that had a say, as long as there is time to find that out.
+func (l *decisionLogs) speakers(ctx context.Context, e event) []string {
+	path := e.record.Path
+	if engine.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
+		return nil
+	}
+	start := time.Now()
+	modules, err := e.record.Speakers(ctx)
+	l.budget.spend(start, time.Since(start))
+	if err != nil {
+		return nil // the decision failed too
+	}
+	return modules
+}
+
+// budget bounds what is spent on finding out which modules had a say: a tenth of one
+// processor. Where there are more decisions than that is enough for, some events go
+// without.
+type budget struct{ next time.Time }
+
+const budgetFactor = 9
+
+func (b *budget) open(now time.Time) bool { return !now.Before(b.next) }
+
+func (b *budget) spend(start time.Time, took time.Duration) {
+	b.next = start.Add(took + budgetFactor*took)
+}
+
+// errorOf is an error as OPA's server logs it.
+func errorOf(err error) error {
+	var known *topdown.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &known):
+		return known
+	case errors.Is(err, policy.ErrUndefined):
+		return types.NewErrorV1(types.CodeUndefinedDocument, "%s", err)
+	}
+	return types.NewErrorV1(types.CodeInternal, "%s", err)
+}
