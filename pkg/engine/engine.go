@@ -40,9 +40,18 @@ type Engine struct {
 type InForce struct {
 	snapshot *Snapshot
 	data     atomic.Pointer[branch] // of the snapshot, its bundles and the cluster
+	texts    func() []Text          // of the snapshot, found out once
 
 	mu      sync.Mutex
 	queries map[string]*rego.PreparedEvalQuery // by path
+}
+
+func newInForce(snapshot *Snapshot) *InForce {
+	return &InForce{
+		snapshot: snapshot,
+		texts:    sync.OnceValue(snapshot.Texts),
+		queries:  make(map[string]*rego.PreparedEvalQuery),
+	}
 }
 
 // Snapshot is the compiled policy set.
@@ -54,7 +63,7 @@ func (f *InForce) Snapshot() *Snapshot { return f.snapshot }
 func (f *InForce) Compiler() *ast.Compiler {
 	compiler := *f.snapshot.compiler
 	compiler.Modules = make(map[string]*ast.Module)
-	for _, text := range f.snapshot.Texts() {
+	for _, text := range f.texts() {
 		compiler.Modules[text.Name] = text.Tree
 	}
 	return &compiler
@@ -83,7 +92,7 @@ func (e *Engine) InForce() *InForce { return e.current.Load() }
 func (e *Engine) Activate(snapshot *Snapshot) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	next := &InForce{snapshot: snapshot, queries: make(map[string]*rego.PreparedEvalQuery)}
+	next := newInForce(snapshot)
 	next.data.Store(merge(snapshot.data, e.replicated))
 	e.current.Store(next)
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"slices"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/storage"
 )
@@ -42,8 +43,9 @@ func (store) Read(_ context.Context, txn storage.Transaction, path storage.Path)
 
 // ListPolicies gives the names of the modules in force, sorted.
 func (s store) ListPolicies(context.Context, storage.Transaction) ([]string, error) {
-	var names []string
-	for _, text := range s.inForce.snapshot.Texts() {
+	texts := s.inForce.texts()
+	names := make([]string, 0, len(texts))
+	for _, text := range texts {
 		names = append(names, text.Name)
 	}
 	return names, nil
@@ -51,9 +53,9 @@ func (s store) ListPolicies(context.Context, storage.Transaction) ([]string, err
 
 // GetPolicy gives the text of a module in force.
 func (s store) GetPolicy(_ context.Context, _ storage.Transaction, name string) ([]byte, error) {
-	texts := s.inForce.snapshot.Texts()
-	i := slices.IndexFunc(texts, func(t Text) bool { return t.Name == name })
-	if i < 0 {
+	texts := s.inForce.texts()
+	i, found := slices.BinarySearchFunc(texts, name, func(t Text, name string) int { return strings.Compare(t.Name, name) })
+	if !found {
 		return nil, &storage.Error{Code: storage.NotFoundErr, Message: "policy id \"" + name + "\""}
 	}
 	return []byte(texts[i].Source), nil
