@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 
-	admissionv1 "k8s.io/api/admission/v1"
+	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 // normalise makes of a policy's answer a response that the API server takes:
@@ -16,10 +16,10 @@ import (
 // refuses to convert.
 //
 // What cannot be made right is an error that names the field.
-func normalise(result any, uid string) (map[string]any, error) {
-	answer, ok := result.(map[string]any)
+func normalise(decision policy.Decision, uid string) (map[string]any, error) {
+	answer, ok := decision.Result.(map[string]any)
 	if !ok {
-		return nil, fmt.Errorf("the answer is %s, want an object with a response", jsonType(result))
+		return nil, fmt.Errorf("the answer is %s, want an object with a response", jsonType(decision.Result))
 	}
 	given, ok := answer["response"].(map[string]any)
 	if !ok {
@@ -38,12 +38,31 @@ func normalise(result any, uid string) (map[string]any, error) {
 	if !allowed && status != nil {
 		response["status"] = explain(status)
 	}
+	annotate(response, decision.ID)
 	return response, nil
 }
 
-// decodable reports what of an answer the API server could not decode.
-func decodable(body []byte) error {
-	err := json.Unmarshal(body, new(admissionv1.AdmissionReview))
+// decisionIDKey is the audit annotation that leads from a line of the API
+// server's audit log to the decision. The API server puts the name of the
+// webhook and a slash before it.
+const decisionIDKey = "decision-id"
+
+// annotate puts the id of the decision among the audit annotations, unless the
+// policy has put one there.
+func annotate(response map[string]any, decisionID string) {
+	given := response["auditAnnotations"]
+	annotations, ok := given.(map[string]any)
+	if decisionID == "" || given != nil && !ok {
+		return // what is no object is an error, later
+	}
+	annotated := map[string]any{decisionIDKey: decisionID}
+	maps.Copy(annotated, annotations)
+	response["auditAnnotations"] = annotated
+}
+
+// decodable reports what of an answer the API server could not decode to into.
+func decodable(body []byte, into any) error {
+	err := json.Unmarshal(body, into)
 	var wrongType *json.UnmarshalTypeError
 	if errors.As(err, &wrongType) {
 		return fmt.Errorf("%s is a JSON %s, which the API server does not take there", wrongType.Field, wrongType.Value)

@@ -2,6 +2,7 @@ package admission_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"reflect"
 	"strings"
@@ -15,6 +16,18 @@ import (
 func allowedTo(response string) string {
 	return `package system
 main := {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": ` + response + `}`
+}
+
+// withoutID is the body of an answer without the annotation that is the id of
+// the decision, and fails the test if it has none.
+func withoutID(t *testing.T, answer admission.Answer) string {
+	t.Helper()
+	body, own := string(answer.Body), `"decision-id":"`+answer.DecisionID+`"`
+	if answer.DecisionID == "" || !strings.Contains(body, own) {
+		t.Errorf("the answer does not tell the id %q of the decision: %s", answer.DecisionID, body)
+	}
+	body = strings.Replace(body, `"auditAnnotations":{`+own+`},`, "", 1)
+	return strings.Replace(body, own+",", "", 1)
 }
 
 func TestAnswersOfPolicies(t *testing.T) {
@@ -118,16 +131,13 @@ func TestAnswersOfPolicies(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := string(answer.Body); got != want {
+				if got := withoutID(t, answer); got != want {
 					t.Errorf("got  %s\nwant %s", got, want)
 				}
 				if want := strings.Contains(test.want, `"allowed":true`); answer.Allowed != want {
 					t.Errorf("Allowed is %v, want %v", answer.Allowed, want)
 				}
-				if answer.DecisionID == "" {
-					t.Error("the decision has no id")
-				}
-				accept(t, answer.Body, "admission.k8s.io/v1", "u1")
+				accept(t, answer.Body, "admission.k8s.io/v1", "AdmissionReview", "u1")
 			}
 		})
 	}
@@ -142,7 +152,9 @@ func (c constant) Decide(context.Context, string, any) (policy.Decision, error) 
 
 func TestTheValueOfAPolicyIsNotWrittenTo(t *testing.T) {
 	value := func() any {
-		return map[string]any{"response": map[string]any{"uid": "u0", "allowed": false, "status": map[string]any{"reason": "no"}}}
+		return map[string]any{"response": map[string]any{
+			"uid": "u0", "allowed": false, "status": map[string]any{"reason": "no"}, "auditAnnotations": map[string]any{"policy": "images"},
+		}}
 	}
 	kept := value()
 	if _, err := admission.NewReviewer(constant{kept}, "system/main").Review(t.Context(), []byte(asked("v1", `"uid":"u1"`))); err != nil {
@@ -150,6 +162,35 @@ func TestTheValueOfAPolicyIsNotWrittenTo(t *testing.T) {
 	}
 	if want := value(); !reflect.DeepEqual(kept, want) {
 		t.Errorf("it is now %v, want %v", kept, want)
+	}
+}
+
+// A line of the API server's audit log leads to the decision.
+func TestTheIDOfTheDecisionIsAnAuditAnnotation(t *testing.T) {
+	for _, test := range []struct{ name, response, want string }{
+		{"it is the only one", `{"allowed": true}`, `{"allowed":true,"auditAnnotations":{"decision-id":"d1"},"uid":"u1"}`},
+		{"it is beside those of the policy", `{"allowed": true, "auditAnnotations": {"policy": "images"}}`,
+			`{"allowed":true,"auditAnnotations":{"decision-id":"d1","policy":"images"},"uid":"u1"}`},
+		{"one of the policy under that name is kept", `{"allowed": true, "auditAnnotations": {"decision-id": "mine"}}`,
+			`{"allowed":true,"auditAnnotations":{"decision-id":"mine"},"uid":"u1"}`},
+		{"it takes the place of null", `{"allowed": true, "auditAnnotations": null}`, `{"allowed":true,"auditAnnotations":{"decision-id":"d1"},"uid":"u1"}`},
+		{"a denial has it too, and its text stays", `{"allowed": false, "status": {"message": "no"}}`,
+			`{"allowed":false,"auditAnnotations":{"decision-id":"d1"},"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var response any
+			if err := json.Unmarshal([]byte(test.response), &response); err != nil {
+				t.Fatal(err)
+			}
+			reviewer := admission.NewReviewer(constant{map[string]any{"response": response}}, "system/main")
+			answer, err := reviewer.Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":` + test.want + `}`; string(answer.Body) != want {
+				t.Errorf("got  %s\nwant %s", answer.Body, want)
+			}
+		})
 	}
 }
 
@@ -214,6 +255,7 @@ func TestWhatTheAPIServerCannotDecodeIsAnError(t *testing.T) {
 		{`{"allowed": false, "status": {"message": "m", "code": "403"}}`, "response.status.code is a JSON string"},
 		{`{"allowed": true, "warnings": "careful"}`, "response.warnings is a JSON string"},
 		{`{"allowed": true, "auditAnnotations": {"a": 1}}`, "response.auditAnnotations is a JSON number"},
+		{`{"allowed": true, "auditAnnotations": "none"}`, "response.auditAnnotations is a JSON string"},
 		{`{"allowed": true, "patch": "not base64!"}`, "illegal base64"},
 	} {
 		t.Run(test.response, func(t *testing.T) {

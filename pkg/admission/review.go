@@ -1,6 +1,6 @@
-// Package admission turns the API server's AdmissionReview into a query and
-// what the policies answer into an AdmissionReview that the API server takes.
-// It is pure: it knows neither HTTP nor OPA.
+// Package admission turns a review of the API server, an AdmissionReview or its
+// kin, into a query, and what the policies answer into a review that the API
+// server takes. It is pure: it knows neither HTTP nor OPA.
 package admission
 
 import (
@@ -20,7 +20,7 @@ type Decider interface {
 	Decide(ctx context.Context, path string, input any) (policy.Decision, error)
 }
 
-// Reviewer answers AdmissionReviews with the decision of an entrypoint.
+// Reviewer answers reviews with the decision of an entrypoint.
 type Reviewer struct {
 	decider    Decider
 	entrypoint string
@@ -34,10 +34,15 @@ func NewReviewer(decider Decider, entrypoint string) *Reviewer {
 
 // Answer is the answer to one review.
 type Answer struct {
-	// Body is the AdmissionReview to send, in JSON.
+	// Review is the kind of what was sent; empty if that was no review.
+	Review string
+	// Body is the review to send back, in JSON.
 	Body []byte
 	// Allowed is what it says.
 	Allowed bool
+	// NoOpinion says that it neither allows nor denies, so that another
+	// authorizer is asked. Only a SubjectAccessReview can be answered so.
+	NoOpinion bool
 	// DecisionID names the decision in logs.
 	DecisionID string
 	// Request says what was asked about.
@@ -45,50 +50,52 @@ type Answer struct {
 }
 
 // Request is what a log may tell of a request: never the object itself, which
-// may hold secrets.
+// may hold secrets. Of access that is asked for the verb is the operation, and
+// the resource, such as pods/exec, is the kind.
 type Request struct {
 	UID, Operation, Kind, Namespace, Name, User string
 }
 
-// InvalidReviewError says why what was sent is no AdmissionReview.
+// InvalidReviewError says why what was sent cannot be answered.
 type InvalidReviewError struct{ reason string }
 
 // Error is the reason, in a sentence for who sent the review.
-func (e *InvalidReviewError) Error() string { return "not an AdmissionReview: " + e.reason }
+func (e *InvalidReviewError) Error() string { return "no review to answer: " + e.reason }
 
 func invalid(format string, args ...any) error {
 	return &InvalidReviewError{reason: fmt.Sprintf(format, args...)}
 }
 
-// Review answers the AdmissionReview in body. The error is an
-// *InvalidReviewError if body holds none; any other error means that there is
-// no decision, and never stands for yes.
+// Review answers the review in body. The error is an *InvalidReviewError if body
+// holds none; any other error means that there is no decision, and never stands
+// for yes.
 func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 	review, err := decode(body)
 	if err != nil {
 		return Answer{}, err
 	}
 	decision, err := r.decider.Decide(ctx, r.entrypoint, review.input)
-	answer := Answer{DecisionID: decision.ID, Request: review.request}
+	answer := Answer{Review: review.kind.name, DecisionID: decision.ID, Request: review.request}
 	if err != nil {
 		return answer, err
 	}
-	response, err := normalise(decision.Result, review.request.UID)
+	content, err := review.kind.answer(decision, review.request.UID)
 	if err != nil {
 		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
 	}
 	encoded, err := json.Marshal(map[string]any{
-		"apiVersion": review.apiVersion,
-		"kind":       kind,
-		"response":   response,
+		"apiVersion":      review.apiVersion,
+		"kind":            review.kind.name,
+		review.kind.field: content,
 	})
 	if err == nil {
-		err = decodable(encoded)
+		err = decodable(encoded, review.kind.decoded())
 	}
 	if err != nil {
 		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
 	}
-	answer.Body, answer.Allowed = encoded, response["allowed"] == true
+	answer.Body, answer.Allowed = encoded, content["allowed"] == true
+	answer.NoOpinion = review.kind.name == subjectAccessReview && !answer.Allowed && content["denied"] != true
 	return answer, nil
 }
 
@@ -96,15 +103,8 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 type review struct {
 	input      map[string]any
 	apiVersion string
+	kind       kind
 	request    Request
-}
-
-// kind and versions of the only thing that the API server sends to a webhook.
-const kind = "AdmissionReview"
-
-var versions = map[string]bool{
-	"admission.k8s.io/v1":      true,
-	"admission.k8s.io/v1beta1": true,
 }
 
 func decode(body []byte) (review, error) {
@@ -120,32 +120,13 @@ func decode(body []byte) (review, error) {
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return review{}, invalid("there is more after the JSON object, at byte %d", decoder.InputOffset())
 	}
-	r := review{input: input}
-	r.apiVersion, _ = input["apiVersion"].(string)
-	if k, _ := input["kind"].(string); k != kind || !versions[r.apiVersion] {
-		return review{}, invalid("apiVersion is %q and kind is %q; want admission.k8s.io/v1 (or v1beta1) and %s", r.apiVersion, k, kind)
+	r := review{input: input, apiVersion: text(input["apiVersion"])}
+	var err error
+	if r.kind, err = findKind(r.apiVersion, text(input["kind"])); err != nil {
+		return review{}, err
 	}
-	request, ok := input["request"].(map[string]any)
-	if !ok {
-		return review{}, invalid("request is %s, want an object", jsonType(input["request"]))
-	}
-	if r.request = describe(request); r.request.UID == "" {
-		return review{}, invalid("request.uid is %s, want one that is not empty", jsonType(request["uid"]))
-	}
-	return r, nil
-}
-
-func describe(request map[string]any) Request {
-	kind, _ := request["kind"].(map[string]any)
-	user, _ := request["userInfo"].(map[string]any)
-	return Request{
-		UID:       text(request["uid"]),
-		Operation: text(request["operation"]),
-		Kind:      text(kind["kind"]),
-		Namespace: text(request["namespace"]),
-		Name:      text(request["name"]),
-		User:      text(user["username"]),
-	}
+	r.request, err = r.kind.describe(input)
+	return r, err
 }
 
 // text is v if it is a string.

@@ -10,6 +10,9 @@ import (
 
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionv1beta1 "k8s.io/api/admission/v1beta1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	authorizationv1beta1 "k8s.io/api/authorization/v1beta1"
+	imagepolicyv1alpha1 "k8s.io/api/imagepolicy/v1alpha1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
@@ -45,12 +48,15 @@ func asked(version, request string) string {
 	return fmt.Sprintf(`{"apiVersion":"admission.k8s.io/%s","kind":"AdmissionReview","request":{%s}}`, version, request)
 }
 
+// wanted is what the error of another kind names.
+const wanted = "want AdmissionReview of admission.k8s.io/v1 or v1beta1, SubjectAccessReview of authorization.k8s.io/v1 or v1beta1 or ImageReview of imagepolicy.k8s.io/v1alpha1"
+
 func TestReviewOfWhatWasSent(t *testing.T) {
 	const v1 = `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"allowed":true,"uid":"u1"}}`
 	for _, test := range []struct {
 		name, body string
 		want       string // the answer, or
-		wantErr    string // the part of the error after "not an AdmissionReview: "
+		wantErr    string // the part of the error after "no review to answer: "
 	}{
 		{name: "v1 is answered in v1", body: asked("v1", `"uid":"u1"`), want: v1},
 		{
@@ -70,20 +76,20 @@ func TestReviewOfWhatWasSent(t *testing.T) {
 		{name: "what is no JSON", body: `<html>`, wantErr: "the body is not JSON: invalid character '<' looking for beginning of value, at byte 1"},
 		{name: "an array", body: `[` + asked("v1", `"uid":"u1"`) + `]`, wantErr: "the body is a JSON array, want an object"},
 		{name: "a string", body: `"review"`, wantErr: "the body is a JSON string, want an object"},
-		{name: "null", body: `null`, wantErr: `apiVersion is "" and kind is ""; want admission.k8s.io/v1 (or v1beta1) and AdmissionReview`},
+		{name: "null", body: `null`, wantErr: `apiVersion is "" and kind is ""; ` + wanted},
 		{name: "a second object", body: `{} {}`, wantErr: "there is more after the JSON object, at byte 4"},
 		{name: "what is no JSON after the object", body: `{}x`, wantErr: "there is more after the JSON object, at byte 2"},
 		{
 			name: "another kind", body: `{"apiVersion":"admission.k8s.io/v1","kind":"Pod","request":{"uid":"u1"}}`,
-			wantErr: `apiVersion is "admission.k8s.io/v1" and kind is "Pod"; want admission.k8s.io/v1 (or v1beta1) and AdmissionReview`,
+			wantErr: `apiVersion is "admission.k8s.io/v1" and kind is "Pod"; ` + wanted,
 		},
 		{
 			name: "a version that is not known", body: asked("v2", `"uid":"u1"`),
-			wantErr: `apiVersion is "admission.k8s.io/v2" and kind is "AdmissionReview"; want admission.k8s.io/v1 (or v1beta1) and AdmissionReview`,
+			wantErr: `apiVersion is "admission.k8s.io/v2" and kind is "AdmissionReview"; ` + wanted,
 		},
 		{
 			name: "an apiVersion that is a number", body: `{"apiVersion":1,"kind":"AdmissionReview","request":{"uid":"u1"}}`,
-			wantErr: `apiVersion is "" and kind is "AdmissionReview"; want admission.k8s.io/v1 (or v1beta1) and AdmissionReview`,
+			wantErr: `apiVersion is "" and kind is "AdmissionReview"; ` + wanted,
 		},
 		{name: "no request", body: `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`, wantErr: "request is missing"},
 		{name: "no uid", body: asked("v1", ``), wantErr: "request.uid is missing"},
@@ -99,7 +105,7 @@ func TestReviewOfWhatWasSent(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := string(answer.Body); got != test.want {
+				if got := withoutID(t, answer); got != test.want {
 					t.Errorf("got  %s\nwant %s", got, test.want)
 				}
 				return
@@ -108,7 +114,7 @@ func TestReviewOfWhatWasSent(t *testing.T) {
 			if !errors.As(err, &invalid) {
 				t.Fatalf("got the error %v, want an InvalidReviewError", err)
 			}
-			if want := "not an AdmissionReview: " + test.wantErr; !strings.HasPrefix(err.Error(), want) {
+			if want := "no review to answer: " + test.wantErr; !strings.HasPrefix(err.Error(), want) {
 				t.Errorf("got  %s\nwant %s", err, want)
 			}
 		})
@@ -182,19 +188,22 @@ var apiServer = func() runtime.Decoder {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(admissionv1.AddToScheme(scheme))
 	utilruntime.Must(admissionv1beta1.AddToScheme(scheme))
+	utilruntime.Must(authorizationv1.AddToScheme(scheme))
+	utilruntime.Must(authorizationv1beta1.AddToScheme(scheme))
+	utilruntime.Must(imagepolicyv1alpha1.AddToScheme(scheme))
 	return serializer.NewCodecFactory(scheme).UniversalDeserializer()
 }()
 
 // accept fails the test unless the API server takes the answer to a request
-// with this version and uid.
-func accept(t *testing.T, answer []byte, apiVersion, uid string) {
+// of this version, kind and uid, if it has one.
+func accept(t *testing.T, answer []byte, apiVersion, kind, uid string) {
 	t.Helper()
 	object, gvk, err := apiServer.Decode(answer, nil, nil)
 	if err != nil {
 		t.Fatalf("the API server refuses the answer: %v\n%s", err, answer)
 	}
-	if got := gvk.GroupVersion().String(); got != apiVersion || gvk.Kind != "AdmissionReview" {
-		t.Errorf("the answer is a %s %s, want a %s AdmissionReview", got, gvk.Kind, apiVersion)
+	if got := gvk.GroupVersion().String(); got != apiVersion || gvk.Kind != kind {
+		t.Errorf("the answer is a %s %s, want a %s %s", got, gvk.Kind, apiVersion, kind)
 	}
 	var got string
 	switch review := object.(type) {
@@ -202,6 +211,10 @@ func accept(t *testing.T, answer []byte, apiVersion, uid string) {
 		got = string(review.Response.UID)
 	case *admissionv1beta1.AdmissionReview:
 		got = string(review.Response.UID)
+	case *authorizationv1.SubjectAccessReview:
+		if review.Status.Allowed && review.Status.Denied {
+			t.Errorf("the answer is yes and no: %s", answer)
+		}
 	}
 	if got != uid {
 		t.Errorf("the answer is to %q, want %q", got, uid)
@@ -209,9 +222,11 @@ func accept(t *testing.T, answer []byte, apiVersion, uid string) {
 }
 
 func FuzzReview(f *testing.F) {
-	// Both branches, and a message that the sender chooses.
+	// Both branches, a message that the sender chooses, and to a spec with a status
+	// that status, whatever it is.
 	reviewer := newReviewer(f, `package system
-main := {"apiVersion": "admission.k8s.io/v1beta1", "response": response}
+main := {"apiVersion": "admission.k8s.io/v1beta1", "response": response} if not input.spec.status
+main := {"status": input.spec.status} if input.spec.status
 default response := {"allowed": true}
 response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v", [input.request.object])}} if input.request.object`)
 	for _, body := range []string{
@@ -222,6 +237,11 @@ response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v"
 		asked("v1", `"uid":"u1","object":[[[]]]`) + "\n",
 		asked("v2", `"uid":"u1"`),
 		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`,
+		access, images,
+		`{"apiVersion":"authorization.k8s.io/v1beta1","kind":"SubjectAccessReview","spec":{"status":{"allowed":true,"denied":false,"reason":"\u0000"}}}`,
+		`{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","spec":{"status":{"allowed":true,"denied":true}}}`,
+		`{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","spec":{"status":{"allowed":true,"Denied":1,"reason":["a"]}}}`,
+		`{"apiVersion":"imagepolicy.k8s.io/v1alpha1","kind":"ImageReview","spec":{"status":{"allowed":false,"auditAnnotations":{"a":null}}}}`,
 		`{} {}`, `[]`, `null`, ``, `{"`, "\xff",
 	} {
 		f.Add([]byte(body))
@@ -229,7 +249,7 @@ response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v"
 	f.Fuzz(func(t *testing.T, body []byte) {
 		answer, err := reviewer.Review(t.Context(), body)
 		if err != nil {
-			if answer.Body != nil || answer.Allowed {
+			if answer.Body != nil || answer.Allowed || answer.NoOpinion {
 				t.Errorf("there is an answer beside the error %v", err)
 			}
 			return
@@ -241,8 +261,12 @@ response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v"
 			t.Fatalf("answered what is no JSON: %v", err)
 		}
 		apiVersion, _ := sent["apiVersion"].(string)
-		request, _ := sent["request"].(map[string]any)
-		uid, _ := request["uid"].(string)
-		accept(t, answer.Body, apiVersion, uid)
+		kind, _ := sent["kind"].(string)
+		var uid string
+		if kind == "AdmissionReview" {
+			request, _ := sent["request"].(map[string]any)
+			uid, _ = request["uid"].(string)
+		}
+		accept(t, answer.Body, apiVersion, kind, uid)
 	})
 }

@@ -28,7 +28,7 @@ const (
 	maxTimeout     = 30 * time.Second
 )
 
-// Reviewer answers the AdmissionReview in body.
+// Reviewer answers the review in body.
 type Reviewer interface {
 	Review(ctx context.Context, body []byte) (admission.Answer, error)
 }
@@ -78,8 +78,8 @@ func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // The outcomes of a review, as the metric counts them.
 const (
 	outcomeAllowed = "allowed"
-	outcomeDenied  = "denied"
-	outcomeInvalid = "invalid" // the request was no AdmissionReview
+	outcomeDenied  = "denied"  // or it was for another authorizer to say
+	outcomeInvalid = "invalid" // the request was no review
 	outcomeError   = "error"   // there is no decision; the webhook's failurePolicy decides
 )
 
@@ -98,11 +98,14 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	outcome, level := outcomeDenied, slog.LevelInfo
-	if answer.Allowed {
+	switch {
+	case answer.Allowed:
 		outcome, level = outcomeAllowed, slog.LevelDebug
+	case answer.NoOpinion:
+		level = slog.LevelDebug
 	}
 	h.config.Metrics.reviewed(outcome, time.Since(start))
-	if h.config.Log.Enabled(r.Context(), level) { // what is allowed is most of it, and seldom logged
+	if h.config.Log.Enabled(r.Context(), level) { // what is not denied is most of it, and seldom logged
 		about(h.config.Log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -121,11 +124,11 @@ func told(err error) string {
 
 // about is the log for lines that speak of one decision.
 func about(log *slog.Logger, answer admission.Answer) *slog.Logger {
-	r := answer.Request
-	if r.UID == "" {
+	if answer.Review == "" {
 		return log // it was no review
 	}
-	return log.With("decisionID", answer.DecisionID, "uid", r.UID, "operation", r.Operation,
+	r := answer.Request
+	return log.With("decisionID", answer.DecisionID, "review", answer.Review, "uid", r.UID, "operation", r.Operation,
 		"kind", r.Kind, "namespace", r.Namespace, "name", r.Name, "user", r.User)
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -22,8 +23,9 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/server"
 )
 
-// entrypoint answers what the name of the request asks for.
+// entrypoint answers what the name of the request asks for, or the user of access.
 const entrypoint = `package system
+main := {"status": {"allowed": input.spec.user == "allow", "denied": input.spec.user == "deny"}} if input.kind == "SubjectAccessReview"
 main := {"response": {"allowed": true}} if input.request.name == "allow"
 main := {"response": {"allowed": false, "status": {"message": "no"}}} if input.request.name == "deny"
 main := {"response": {"allowed": "yes"}} if input.request.name == "malformed"
@@ -53,6 +55,11 @@ func newReviewer(t *testing.T) *admission.Reviewer {
 // review is an AdmissionReview of a request with this name.
 func review(name string) string {
 	return fmt.Sprintf(`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u1","name":%q}}`, name)
+}
+
+// access is a SubjectAccessReview of a user with this name.
+func access(user string) string {
+	return fmt.Sprintf(`{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","spec":{"user":%q,"resourceAttributes":{"verb":"get","resource":"pods","namespace":"a","name":"b"}}}`, user)
 }
 
 func ready() error { return nil }
@@ -93,6 +100,9 @@ func problem(t *testing.T, code int, body string) (reason, message string) {
 	return string(s.Reason), s.Message
 }
 
+// decisionID is what differs between answers that say the same.
+var decisionID = regexp.MustCompile(`"auditAnnotations":{"decision-id":"[A-Z2-7]+"},`)
+
 func TestWebhook(t *testing.T) {
 	metrics := server.NewMetrics()
 	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: metrics, Log: discard}))
@@ -118,6 +128,14 @@ func TestWebhook(t *testing.T) {
 			answer: `{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","response":{"allowed":true,"uid":"u1"}}`,
 		},
 		{
+			name: "access that is allowed", method: "POST", path: "/", body: strings.NewReader(access("allow")), status: 200,
+			answer: `{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","status":{"allowed":true,"denied":false}}`,
+		},
+		{
+			name: "access without an opinion", method: "POST", path: "/", body: strings.NewReader(access("dana")), status: 200,
+			answer: `{"apiVersion":"authorization.k8s.io/v1","kind":"SubjectAccessReview","status":{"allowed":false,"denied":false}}`,
+		},
+		{
 			name: "a person with a browser", method: "GET", path: "/", status: 405,
 			reason: "MethodNotAllowed", message: "this is an admission webhook: send an AdmissionReview with POST /",
 		},
@@ -131,11 +149,11 @@ func TestWebhook(t *testing.T) {
 		},
 		{
 			name: "an empty body", method: "POST", path: "/", status: 400,
-			reason: "BadRequest", message: "not an AdmissionReview: the body is empty",
+			reason: "BadRequest", message: "no review to answer: the body is empty",
 		},
 		{
 			name: "what is no AdmissionReview", method: "POST", path: "/", body: strings.NewReader(`{"kind":"Pod"}`), status: 400,
-			reason: "BadRequest", message: `not an AdmissionReview: apiVersion is "" and kind is "Pod"; want admission.k8s.io/v1 (or v1beta1) and AdmissionReview`,
+			reason: "BadRequest", message: `no review to answer: apiVersion is "" and kind is "Pod"; want AdmissionReview of admission.k8s.io/v1 or v1beta1, SubjectAccessReview of authorization.k8s.io/v1 or v1beta1 or ImageReview of imagepolicy.k8s.io/v1alpha1`,
 		},
 		{
 			name: "a timeout that is no duration", method: "POST", path: "/?timeout=soon", body: strings.NewReader(review("allow")), status: 400,
@@ -178,7 +196,7 @@ func TestWebhook(t *testing.T) {
 				t.Errorf("the header Allow is %q", header.Get("Allow"))
 			}
 			if test.answer != "" {
-				if body != test.answer {
+				if body := decisionID.ReplaceAllString(body, ""); body != test.answer {
 					t.Errorf("got  %s\nwant %s", body, test.answer)
 				}
 				return
@@ -190,7 +208,7 @@ func TestWebhook(t *testing.T) {
 		})
 	}
 	t.Run("reviews are counted by their outcome, and nothing else is", func(t *testing.T) {
-		counted(t, metrics, map[string]int{"allowed": 2, "denied": 1, "invalid": 7, "error": 2})
+		counted(t, metrics, map[string]int{"allowed": 3, "denied": 2, "invalid": 7, "error": 2})
 	})
 }
 
@@ -219,19 +237,24 @@ func counted(t *testing.T, metrics *server.Metrics, want map[string]int) {
 func TestWebhookLogs(t *testing.T) {
 	const about = ` uid=u1 operation="" kind="" namespace="" name=`
 	for _, test := range []struct {
-		name, request string
-		want          []string // parts of the line; none: there is no line
+		name, body string
+		want       []string // parts of the line; none: there is no line
 	}{
-		{name: "a denial is told", request: "deny", want: []string{"level=INFO msg=decision decisionID=", about + `deny user="" outcome=denied`}},
-		{name: "no decision is a warning", request: "nothing", want: []string{
+		{name: "a denial is told", body: review("deny"), want: []string{"level=INFO msg=decision decisionID=", " review=AdmissionReview", about + `deny user="" outcome=denied`}},
+		{name: "no decision is a warning", body: review("nothing"), want: []string{
 			`level=WARN msg="no decision" decisionID=`, about + `nothing user="" outcome=error status=500 remote=192.0.2.1:1234 error="decision system/main: undefined"`,
 		}},
-		{name: "what is allowed is not worth a line", request: "allow"},
+		{name: "what is allowed is not worth a line", body: review("allow")},
+		{name: "a denial of access is told", body: access("deny"), want: []string{
+			"level=INFO msg=decision decisionID=", ` review=SubjectAccessReview uid="" operation=get kind=pods namespace=a name=b user=deny outcome=denied`,
+		}},
+		{name: "that there is no opinion is not worth a line", body: access("dana")},
+		{name: "what is no review has no names", body: `{}`, want: []string{`level=WARN msg="no decision" outcome=invalid status=400 remote=192.0.2.1:1234 error="no review to answer: `}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var lines bytes.Buffer
 			webhook := server.NewWebhook(server.WebhookConfig{Reviewer: newReviewer(t), Ready: ready, Metrics: server.NewMetrics(), Log: slog.New(slog.NewTextHandler(&lines, nil))})
-			webhook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(review(test.request))))
+			webhook.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(test.body)))
 			if test.want == nil && lines.Len() > 0 {
 				t.Errorf("got %s", &lines)
 			}
