@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/server"
@@ -78,6 +79,28 @@ func TestDiagnostic(t *testing.T) {
 			want: `{"ready":true,"fingerprint":"f1","replicas":[` +
 				`{"identity":"a","state":"in_step","fingerprint":"f1","writer":true},` +
 				`{"identity":"b","state":"lagging","fingerprint":"f0"}],"modules":[]}` + "\n",
+		},
+		{
+			name: "the status of bundles in every state, and of plugins", path: "/status", status: 200, contentType: object,
+			state: stubState{
+				bundles: []server.Bundle{
+					{
+						Name: "team", Revision: "r7", Roots: []string{"team", "shared/lib"}, State: "active",
+						LastSuccess: time.Date(2026, 11, 23, 17, 0, 0, 0, time.FixedZone("", 3600)),
+					},
+					{
+						Name: "other", Revision: "r1", Roots: []string{""}, State: "failed", Error: "1 error <occurred>",
+						LastSuccess: time.Date(2026, 11, 23, 16, 0, 0, 500_000_000, time.UTC),
+					},
+					{Name: "late", State: "loading"},
+				},
+				plugins: []server.Plugin{{Name: "bundle", State: "NOT_READY", Message: "late is on its way"}, {Name: "decision_logs", State: "OK"}},
+			},
+			want: `{"ready":true,"bundles":[` +
+				`{"name":"team","revision":"r7","roots":["team","shared/lib"],"state":"active","lastSuccess":"2026-11-23T17:00:00+01:00"},` +
+				`{"name":"other","revision":"r1","roots":[""],"state":"failed","error":"1 error <occurred>","lastSuccess":"2026-11-23T16:00:00.5Z"},` +
+				`{"name":"late","state":"loading"}],` +
+				`"plugins":[{"name":"bundle","state":"NOT_READY","message":"late is on its way"},{"name":"decision_logs","state":"OK"}],"modules":[]}` + "\n",
 		},
 		{
 			name: "the status of every kind of module", path: "/status", status: 200, contentType: object,
