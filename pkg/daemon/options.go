@@ -152,8 +152,8 @@ func (o Options) validateLabels() error {
 		}
 	}
 	switch {
-	case !o.EnablePolicies && !o.EnableData:
-		errs = append(errs, errors.New("--enable-policies=false and --enable-data=false leave nothing to do"))
+	case !o.EnablePolicies && !o.EnableData && o.OPAConfig == "":
+		errs = append(errs, errors.New("--enable-policies=false and --enable-data=false leave nothing to do without --opa-config"))
 	case o.EnablePolicies && o.EnableData && o.PolicyLabel == o.DataLabel && o.PolicyValue == o.DataValue:
 		errs = append(errs, errors.New("--policy-label and --data-label: a label with one value cannot stand for both"))
 	}

@@ -40,7 +40,7 @@ func newSnapshot(compiler *ast.Compiler, modules map[policy.ID]*module, bundles 
 	}
 	return &Snapshot{
 		compiler:    compiler,
-		data:        merge(dataOf(modules), bundles.data),
+		data:        merge(merge(dataOf(modules), bundles.data), versionData()),
 		modules:     modules,
 		bundles:     bundles,
 		fingerprint: set.Fingerprint(),
@@ -264,7 +264,7 @@ func (r result) ok() bool           { return !r.compiler.Failed() }
 
 // compile compiles modules and bundles as one set.
 func (p *parser) compile(modules map[policy.ID]*module, bundles *Bundles) result {
-	data := merge(dataOf(modules), bundles.data)
+	data := merge(merge(dataOf(modules), bundles.data), versionData())
 	compiler := newCompiler(p.capabilities).WithPathConflictsCheck(func(path []string) (bool, error) {
 		return covers(data, path) || p.replicated.covers(path), nil
 	})

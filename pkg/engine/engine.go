@@ -233,3 +233,16 @@ func undefined(compiler *ast.Compiler, path string) error {
 
 // Version is the version of the OPA that is built in.
 func Version() string { return version.Version }
+
+// versionData is what OPA has at data.system.version, in any set. What it tells of the
+// build is that of OPA's own program and empty here.
+var versionData = sync.OnceValue(func() *branch {
+	e := newEdit(newBranch(0))
+	e.set([]string{systemPackage, "version"}, document{ast.ObjectTerm(
+		ast.Item(ast.StringTerm("version"), ast.StringTerm(version.Version)),
+		ast.Item(ast.StringTerm("build_commit"), ast.StringTerm("")),
+		ast.Item(ast.StringTerm("build_hostname"), ast.StringTerm("")),
+		ast.Item(ast.StringTerm("build_timestamp"), ast.StringTerm("")),
+	)})
+	return e.root
+})

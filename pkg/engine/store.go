@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -56,7 +57,7 @@ func (s store) GetPolicy(_ context.Context, _ storage.Transaction, name string) 
 	texts := s.inForce.texts()
 	i, found := slices.BinarySearchFunc(texts, name, func(t Text, name string) int { return strings.Compare(t.Name, name) })
 	if !found {
-		return nil, &storage.Error{Code: storage.NotFoundErr, Message: "policy id \"" + name + "\""}
+		return nil, &storage.Error{Code: storage.NotFoundErr, Message: fmt.Sprintf("policy id %q", name)}
 	}
 	return []byte(texts[i].Source), nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/logging"
 	"github.com/open-policy-agent/opa/v1/server"
+	"github.com/open-policy-agent/opa/v1/server/handlers"
 	"github.com/open-policy-agent/opa/v1/server/identifier"
 	"github.com/open-policy-agent/opa/v1/server/types"
 	"github.com/open-policy-agent/opa/v1/server/writer"
@@ -52,6 +53,7 @@ var readers = map[string]bool{
 	"POST /v1/data":              false,
 	"POST /v1/data/{path...}":    false,
 	"GET /v1/query":              false,
+	"GET /v1/query/{$}":          false, // OPA sends it to the one without a slash
 	"POST /v1/query":             false,
 	"POST /v1/compile":           false,
 	"GET /v1/compile/{path...}":  false,
@@ -122,9 +124,9 @@ func (a *api) handler(authorize bool) http.Handler {
 		r = r.WithContext(context.WithValue(r.Context(), viewKey{}, v))
 		var next http.Handler = a.mux
 		if authorize || v.hasAuthorization() {
-			next = v.authorized(a.mux)
+			next = handlers.DefaultHandler(v.authorized(a.mux))
 		}
-		authenticated(next).ServeHTTP(w, r)
+		v.front(authenticated(next)).ServeHTTP(w, r)
 	})
 }
 
@@ -168,7 +170,7 @@ func (a *api) serveView(w http.ResponseWriter, r *http.Request) {
 			v.manager.UpdatePluginStatus(name, status) // policies about health ask for it
 		}
 	}
-	v.handler.ServeHTTP(w, r)
+	v.router.ServeHTTP(w, r)
 }
 
 func (a *api) serveConsole(w http.ResponseWriter, r *http.Request) { a.console.ServeHTTP(w, r) }
@@ -193,11 +195,11 @@ func (a *api) current() (*view, error) {
 		return nil, err
 	}
 	if a.console == nil {
-		s, err := a.host.newServer(manager, a.host.store).Init(context.Background())
-		if err != nil {
+		router := http.NewServeMux()
+		if _, err := a.host.newServer(manager, a.host.store).WithRouter(router).Init(context.Background()); err != nil {
 			return nil, fmt.Errorf("making OPA's server: %w", err)
 		}
-		a.console = s.Handler
+		a.console = router
 	}
 	next, err := a.host.newView(now, config)
 	if err != nil {

@@ -42,7 +42,32 @@ func parseConfiguration(text []byte) (Configuration, error) {
 		}
 		return c, err
 	}
+	c.boundLogs()
 	return c, c.encode()
+}
+
+// maxLogBytes bounds the decisions that wait to be sent to a service that does not take
+// them: OPA's own default is no bound. It is some 100,000 decisions, compressed, and an
+// eighth of the memory that the manifests allow.
+const maxLogBytes = 64 << 20
+
+// boundLogs bounds what OPA's plugin keeps of decisions, where nobody has said how.
+func (c *Configuration) boundLogs() {
+	logs, _ := c.entries["decision_logs"].(map[string]any)
+	if logs == nil {
+		return
+	}
+	reporting, _ := logs["reporting"].(map[string]any)
+	for _, other := range []string{"buffer_size_limit_bytes", "buffer_size_limit_events", "buffer_type", "max_decisions_per_second"} {
+		if reporting[other] != nil {
+			return
+		}
+	}
+	if reporting == nil {
+		reporting = make(map[string]any)
+	}
+	reporting["buffer_size_limit_bytes"] = maxLogBytes
+	logs["reporting"] = reporting
 }
 
 func (c *Configuration) encode() (err error) {

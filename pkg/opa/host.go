@@ -87,6 +87,7 @@ func (h *Host) Run(ctx context.Context, drained <-chan struct{}) error {
 	h.store.alive, h.store.initialized = ctx, func() {
 		h.follow()
 		h.followDiscovery()
+		h.logs.prepare(h.current())
 	}
 	// Plugins outlive ctx: the last decisions are logged when the listeners are drained.
 	opa, err := sdk.New(context.WithoutCancel(ctx), h.options())

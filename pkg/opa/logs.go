@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/metrics"
+	"github.com/open-policy-agent/opa/v1/plugins"
 	"github.com/open-policy-agent/opa/v1/plugins/logs"
 	"github.com/open-policy-agent/opa/v1/server"
 	"github.com/open-policy-agent/opa/v1/server/types"
@@ -30,6 +32,9 @@ type decisionLogs struct {
 	queue  chan event
 	inUse  *engine.InForce // that OPA's manager has the compiler of
 	budget budget
+	// metrics are those of OPA's plugin, and dropped is how many of its drops were counted.
+	metrics metrics.Metrics
+	dropped uint64
 }
 
 // event is one decision, as OPA tells of it.
@@ -39,7 +44,36 @@ type event struct {
 }
 
 func newDecisionLogs(h *Host) *decisionLogs {
-	return &decisionLogs{host: h, queue: make(chan event, maxQueued)}
+	return &decisionLogs{host: h, queue: make(chan event, maxQueued), metrics: metrics.New()}
+}
+
+// prepare has OPA's plugin count what it drops. Once it runs that cannot be done any
+// more, so of one that discovery brings it is not known.
+func (l *decisionLogs) prepare(manager *plugins.Manager) {
+	if plugin := logs.Lookup(manager); plugin != nil {
+		plugin.WithMetrics(l.metrics)
+	}
+}
+
+// drops are OPA's counters of decisions that its plugin could not keep or send.
+var drops = []string{
+	"decision_logs_dropped_rate_limit_exceeded",
+	"decision_logs_dropped_buffer_size_limit_exceeded",
+	"decision_logs_dropped_buffer_size_limit_bytes_exceeded",
+	"decision_logs_encoding_failure",
+}
+
+// countDrops counts what the plugin has dropped since the last time.
+func (l *decisionLogs) countDrops() {
+	var all uint64
+	for _, name := range drops {
+		if n, ok := l.metrics.Counter(name).Value().(uint64); ok {
+			all += n
+		}
+	}
+	for ; l.dropped < all; l.dropped++ {
+		l.host.config.Dropped()
+	}
 }
 
 // decided takes in a decision of the engine.
@@ -119,6 +153,7 @@ func (l *decisionLogs) log(ctx context.Context, e event) {
 	if err := plugin.Log(ctx, e.info); err != nil {
 		l.host.config.Log.Error("a decision cannot be logged", "decisionID", e.info.DecisionID, "error", err)
 	}
+	l.countDrops()
 }
 
 // complete adds to an event what takes time.

@@ -1,18 +1,27 @@
 package opa
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/logging"
 	"github.com/open-policy-agent/opa/v1/plugins"
 	"github.com/open-policy-agent/opa/v1/plugins/logs"
+	"github.com/open-policy-agent/opa/v1/plugins/server/decoding"
+	"github.com/open-policy-agent/opa/v1/plugins/server/encoding"
 	"github.com/open-policy-agent/opa/v1/server"
 	"github.com/open-policy-agent/opa/v1/server/authorizer"
+	"github.com/open-policy-agent/opa/v1/server/handlers"
+	"github.com/open-policy-agent/opa/v1/server/types"
+	"github.com/open-policy-agent/opa/v1/server/writer"
 	"github.com/open-policy-agent/opa/v1/storage"
 
 	"github.com/kube-rego/kube-rego/pkg/engine"
@@ -26,7 +35,8 @@ type view struct {
 	inForce *engine.InForce
 	manager *plugins.Manager
 	store   storage.Store
-	handler http.Handler
+	router  http.Handler // OPA's handlers
+	front   func(http.Handler) http.Handler
 	end     context.CancelFunc
 }
 
@@ -52,7 +62,13 @@ func (h *Host) newView(f *engine.InForce, config string) (*view, error) {
 		return nil, fmt.Errorf("making a server for a policy set: %w", err)
 	}
 	initial.use(ctx, f.Compiler())
-	s, err := h.newServer(v.manager, v.store).
+	if v.front, err = front(ctx, v.manager); err != nil {
+		v.close()
+		return nil, err
+	}
+	router := http.NewServeMux()
+	_, err = h.newServer(v.manager, v.store).
+		WithRouter(router).
 		WithDecisionLoggerWithErr(func(_ context.Context, info *server.Info) error {
 			h.logged(f, info)
 			return nil
@@ -64,8 +80,45 @@ func (h *Host) newView(f *engine.InForce, config string) (*view, error) {
 		v.close()
 		return nil, fmt.Errorf("making a server for a policy set: %w", err)
 	}
-	v.handler = s.Handler
+	v.router = router
 	return v, nil
+}
+
+// front is what OPA's server has before all its handlers: limits of what is read, and
+// compression.
+func front(ctx context.Context, m *plugins.Manager) (func(http.Handler) http.Handler, error) {
+	var rawEncoding, rawDecoding []byte
+	if config := m.GetConfig(); config.Server != nil {
+		rawEncoding, rawDecoding = config.Server.Encoding, config.Server.Decoding
+	}
+	encoding, err := encoding.NewConfigBuilder().WithBytes(rawEncoding).ParseWithContext(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("OPA's configuration of how answers are compressed: %w", err)
+	}
+	decoding, err := decoding.NewConfigBuilder().WithBytes(rawDecoding).ParseWithContext(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("OPA's configuration of how requests are read: %w", err)
+	}
+	return func(next http.Handler) http.Handler {
+		next = handlers.CompressHandler(next, *encoding.Gzip.MinLength, *encoding.Gzip.CompressionLevel)
+		return handlers.DecodingLimitsHandler(gzipChecked(next), *decoding.MaxLength, *decoding.Gzip.MaxLength)
+	}, nil
+}
+
+// gzipChecked refuses a body that says it is compressed and is not: OPA 1.22's reader
+// of bodies panics on one.
+func gzipChecked(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.Header.Get("Content-Encoding"), "gzip") {
+			var read bytes.Buffer
+			if _, err := gzip.NewReader(io.TeeReader(r.Body, &read)); err != nil {
+				writer.ErrorString(w, http.StatusBadRequest, types.CodeInvalidParameter, fmt.Errorf("could not decompress the body: %w", err))
+				return
+			}
+			r.Body = io.NopCloser(io.MultiReader(&read, r.Body))
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // newServer is OPA's server as all are made.
@@ -133,14 +186,25 @@ func viewConfig(m *plugins.Manager) (string, error) {
 // initialStore is the store of a set for the manager of a view. A manager writes OPA's
 // version when it begins, which has no place in what only can be read, and takes its
 // compiler from a trigger.
+//
+// And it would compile all policies once more if it saw them.
 type initialStore struct {
 	storage.Store
+	ready  bool
 	commit func(context.Context, storage.Transaction, storage.TriggerEvent)
 }
 
 // Write does nothing. Requests that write do not come here.
 func (*initialStore) Write(context.Context, storage.Transaction, storage.PatchOp, storage.Path, any) error {
 	return nil
+}
+
+// ListPolicies lists them once the manager has begun.
+func (s *initialStore) ListPolicies(ctx context.Context, txn storage.Transaction) ([]string, error) {
+	if !s.ready {
+		return nil, nil
+	}
+	return s.Store.ListPolicies(ctx, txn)
 }
 
 // Register keeps the first trigger, the manager's.
@@ -155,4 +219,5 @@ func (s *initialStore) use(ctx context.Context, compiler *ast.Compiler) {
 	event := storage.TriggerEvent{Context: storage.NewContext()}
 	plugins.SetCompilerOnContext(event.Context, compiler)
 	s.commit(ctx, nil, event)
+	s.ready = true
 }
