@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 // dataMethods are those that ask for a decision, by version of OPA's REST API.
@@ -45,21 +47,51 @@ func (h *Webhook) data(w http.ResponseWriter, r *http.Request) {
 		noDecision(w, r)
 		return
 	}
-	timeout, err := reviewTimeout(r)
-	if err != nil {
-		h.refuse(w, r, err)
-		return
-	}
-	body, err := readBody(w, r)
+	timeout, body, err := readQuestion(w, r)
 	if err != nil {
 		h.refuse(w, r, err)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	r = r.WithContext(ctx)
+	r = r.Clone(ctx)
+	r.Header.Del("Content-Encoding")
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	h.config.Data.ServeHTTP(w, r)
+}
+
+// readQuestion is how long the answer to a request may take and its body, or
+// what is wrong with it.
+func readQuestion(w http.ResponseWriter, r *http.Request) (time.Duration, []byte, error) {
+	if r.URL.Query().Has("explain") {
+		return 0, nil, &badRequestError{"explain is not served here: it shows all data that the rules have read"}
+	}
+	timeout, err := reviewTimeout(r)
+	if err != nil {
+		return 0, nil, err
+	}
+	body, err := readBody(w, r)
+	if err == nil && strings.Contains(r.Header.Get("Content-Encoding"), "gzip") { // as OPA looks for it
+		body, err = unpack(body)
+	}
+	return timeout, body, err
+}
+
+// unpack is what a body in gzip holds. OPA would unpack it as well, to more than
+// half a gigabyte.
+func unpack(packed []byte) ([]byte, error) {
+	var body []byte
+	reader, err := gzip.NewReader(bytes.NewReader(packed))
+	if err == nil {
+		body, err = io.ReadAll(io.LimitReader(reader, maxBodyBytes+1))
+	}
+	switch {
+	case err != nil:
+		return nil, &badRequestError{fmt.Sprintf("could not decompress the body: %v", err)}
+	case len(body) > maxBodyBytes:
+		return nil, errTooLarge
+	}
+	return body, nil
 }
 
 // refuse answers with an error that left the request without a decision.

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -117,6 +118,10 @@ func TestDecisions(t *testing.T) {
 			code: "invalid_parameter", message: `timeout="soon" is not a positive duration such as 5s`,
 		},
 		{
+			name: "a trace of the evaluation", method: "GET", path: "/v1/data/authz/allow?explain=full", status: 400,
+			code: "invalid_parameter", message: "explain is not served here: it shows all data that the rules have read",
+		},
+		{
 			name: "a body that says it is too large", method: "POST", path: "/v1/data/authz/allow", body: bytes.NewReader(make([]byte, tooLarge)), status: 413,
 			code: "invalid_parameter", message: "the body is larger than 7340032 bytes",
 		},
@@ -154,6 +159,57 @@ func TestDecisions(t *testing.T) {
 			}
 		}
 	})
+}
+
+// packed is a text in gzip.
+func packed(t *testing.T, text []byte) []byte {
+	t.Helper()
+	var buffer bytes.Buffer
+	w := gzip.NewWriter(&buffer)
+	_, err := w.Write(text)
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return buffer.Bytes()
+}
+
+func TestDecisionsAboutPackedBodies(t *testing.T) {
+	handler, _ := newDecisions(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(w, "%d %q %q %v", r.ContentLength, r.Header["Content-Encoding"], body, err)
+	}), "authz/allow")
+	whole := packed(t, []byte(`{"input":1}`))
+	for _, test := range []struct {
+		name, encoding string
+		body           []byte
+		status         int
+		want           string // the answer, or the message of an error
+	}{
+		{name: "it is unpacked once", encoding: "gzip", body: whole, status: 200, want: `11 [] "{\"input\":1}" <nil>`},
+		{name: "what is not packed is left alone", body: []byte(`{}`), status: 200, want: `2 [] "{}" <nil>`},
+		{name: "what is no gzip", encoding: "gzip", body: []byte(`{"input":1}`), status: 400, want: "could not decompress the body: gzip: invalid header"},
+		{name: "less than a header", encoding: "gzip", body: []byte("x"), status: 400, want: "could not decompress the body: unexpected EOF"},
+		{name: "nothing", encoding: "gzip", status: 400, want: "could not decompress the body: EOF"},
+		{name: "one that is cut off", encoding: "gzip", body: whole[:len(whole)-9], status: 400, want: "could not decompress the body: unexpected EOF"},
+		{name: "as much as a body may hold", encoding: "gzip", body: packed(t, make([]byte, 7<<20)), status: 200},
+		{name: "more than that", encoding: "gzip", body: packed(t, make([]byte, 7<<20+1)), status: 413, want: "the body is larger than 7340032 bytes"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			request := httptest.NewRequestWithContext(t.Context(), "POST", "/v1/data/authz/allow", bytes.NewReader(test.body))
+			if test.encoding != "" {
+				request.Header.Set("Content-Encoding", test.encoding)
+			}
+			recorder := httptest.NewRecorder()
+			handler.ServeHTTP(recorder, request)
+			got := recorder.Body.String()
+			if test.status != 200 {
+				_, got = apiProblem(t, got)
+			}
+			if recorder.Code != test.status || test.want != "" && got != test.want {
+				t.Errorf("got  %d %s\nwant %d %s", recorder.Code, got, test.status, test.want)
+			}
+		})
+	}
 }
 
 func TestDecisionsAreRefusedUntilReady(t *testing.T) {
