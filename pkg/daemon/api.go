@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -52,7 +53,15 @@ func (d *daemon) prepareHost(configuration opa.Configuration) {
 }
 
 // decidable is nil while decisions can be made: with all policies and data.
-func (d *daemon) decidable() error { return cmp.Or(d.loop.Ready(), d.host.Ready()) }
+func (d *daemon) decidable() error { return d.diagnosis().decidable() }
+
+func (d diagnosis) decidable() error {
+	err, errHost := d.loop.Ready(), d.host.Ready()
+	if errors.Is(err, errBundles) && errHost != nil {
+		return errHost // it names them
+	}
+	return cmp.Or(err, errHost)
+}
 
 // listeners are all that is listened on, and what keeps the files new that they need.
 func (d *daemon) listeners() ([]*server.Listener, []func(context.Context), error) {
@@ -94,7 +103,8 @@ func (d *daemon) api() (*server.Listener, []func(context.Context), error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("--api-token-file: %w", err)
 		}
-		api.Handler, reloads = token.Require(api.Handler), append(reloads, token.Run)
+		api.Handler = d.metrics.API().InstrumentHandler(token.Require(api.Handler), "token")
+		reloads = append(reloads, token.Run)
 	}
 	return api, reloads, nil
 }

@@ -3,13 +3,11 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/kube-rego/kube-rego/pkg/engine"
-	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 // proposal is a set of bundles that is to go into force.
@@ -45,13 +43,16 @@ func (l *loop) welcome() <-chan proposal {
 	return l.proposals
 }
 
+// errBundles is why nothing is in force while bundles are waited for.
+var errBundles = errors.New("waiting for bundles")
+
 // bundlesTimeout is how long the first policy set waits for bundles: a service that does
 // not answer must not keep the policies of ConfigMaps out for ever. OPA's plugin gives up
-// a first attempt after 10 s (response_header_timeout_seconds of a service).
+// an attempt after 10 s (response_header_timeout_seconds of a service).
 const bundlesTimeout = 10 * time.Second
 
-// awaited reports whether the first set can be made: all bundles are there, or it is
-// known that they are not. They come before what the ConfigMaps want now, so that every
+// awaited reports whether the first set can be made: all bundles are there, or they are
+// not waited for any longer. They come before what the ConfigMaps want now, so that every
 // replica holds the same of two that clash.
 func (l *loop) awaited() bool {
 	if l.initial == nil {
@@ -61,10 +62,10 @@ func (l *loop) awaited() bool {
 			l.look()
 		})
 	}
-	if l.bundles == nil || l.bundles.Tried() || l.overdue.Load() {
+	if l.bundles == nil || l.bundles.Complete() || l.overdue.Load() {
 		return true
 	}
-	l.update(func(s *state) { s.waiting = errors.New("waiting for bundles") })
+	l.update(func(s *state) { s.waiting = errBundles })
 	return false
 }
 
@@ -87,7 +88,7 @@ func (l *loop) consider(ctx context.Context, set engine.BundleSet) error {
 // bring brings bundles into force. What is held may go into force then.
 func (l *loop) bring(ctx context.Context, set engine.BundleSet) error {
 	next, err := l.withBundles(ctx, l.snapshot, set)
-	if err != nil {
+	if err != nil || next == l.snapshot {
 		return err
 	}
 	l.engine.Activate(next)
@@ -107,55 +108,33 @@ func (l *loop) remove(ctx context.Context) {
 // bringFirst takes bundles in before there is a set in force. What was in force last,
 // and would be without them, must be with them too.
 func (l *loop) bringFirst(ctx context.Context, set engine.BundleSet) error {
-	next, err := l.withBundles(ctx, l.initial, set)
-	if err != nil {
-		return err
-	}
 	history, err := l.source.History()
 	if err != nil {
 		return err
 	}
-	before, err := l.restored(ctx, l.initial, history)
+	last, err := l.restored(ctx, l.initial, history)
 	if err != nil {
 		return err
 	}
-	after, err := l.restored(ctx, next, history)
-	if err != nil {
-		return err
+	next, err := l.withBundles(ctx, last.snapshot, set)
+	if err == nil {
+		l.initial, l.removal = next, nil
 	}
-	if err := displaced(before.snapshot, after); err != nil {
-		return err
-	}
-	l.initial, l.removal = next, nil
-	return nil
-}
-
-// displaced says which modules would be in force before and not after.
-func displaced(before *engine.Snapshot, after compiled) error {
-	var texts []string
-	for _, id := range before.IDs() {
-		if _, ok := after.snapshot.Module(id); ok {
-			continue
-		}
-		i := slices.IndexFunc(after.report.Modules, func(s policy.Status) bool { return s.ID == id })
-		if i < 0 {
-			continue
-		}
-		texts = append(texts, fmt.Sprintf("%s, which was in force last, would not go with it: %s", id, problems(after.report.Modules[i])))
-	}
-	if len(texts) == 0 {
-		return nil
-	}
-	return errors.New(strings.Join(texts, "; "))
+	return err
 }
 
 func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engine.BundleSet) (*engine.Snapshot, error) {
+	configMaps, err := l.source.ConfigMaps()
+	if err != nil && configMaps == nil {
+		return nil, err
+	}
 	type result struct {
 		snapshot *engine.Snapshot
 		err      error
 	}
+	wanted := l.wantedSet(configMaps)
 	r, err := await(ctx, func() result {
-		snapshot, err := l.compiler.WithBundles(base, set)
+		snapshot, err := l.compiler.WithBundles(base, set, wanted)
 		return result{snapshot, err}
 	})
 	if err != nil {

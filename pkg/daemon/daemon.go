@@ -347,7 +347,7 @@ func (d diagnosis) Resources() []policy.Resource {
 
 // Ready is nil while new requests are welcome.
 func (d diagnosis) Ready() error {
-	err := cmp.Or(d.loop.Ready(), d.host.Ready(), d.certificate.Ready())
+	err := cmp.Or(d.decidable(), d.certificate.Ready())
 	if err == nil && d.announced != nil {
 		err = d.announced()
 	}

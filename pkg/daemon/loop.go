@@ -65,8 +65,8 @@ type Replication interface {
 
 // Bundles are policies and data that OPA's plugins bring.
 type Bundles interface {
-	// Tried reports whether it is known of each whether it is there.
-	Tried() bool
+	// Complete reports whether all are in force.
+	Complete() bool
 }
 
 // Recorder keeps count of what became of the modules.
@@ -103,7 +103,7 @@ type loop struct {
 	memory    memory
 
 	proposals chan proposal
-	initial   *engine.Snapshot  // the bundles that came before the first set went into force
+	initial   *engine.Snapshot  // what is taken in before the first set goes into force: bundles, and what they need
 	removal   *engine.BundleSet // bundles that are left, as long as what is in force needs the others
 	overdue   atomic.Bool       // bundles are not waited for any longer
 

@@ -86,7 +86,7 @@ func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.S
 	return snapshot, nil
 }
 
-// restore makes the set that was in force last, on a base that has bundles only. A
+// restore makes the set that was in force last, on a base that may have bundles. A
 // module of it may be no good any more: the OPA in this process may be newer, or a
 // flag another.
 func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *configmap.History) (*engine.Snapshot, error) {
@@ -96,6 +96,9 @@ func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *conf
 	}
 	l.memory.lost = make(map[policy.ID][]policy.Problem)
 	for _, s := range c.report.Held() {
+		if s.Deleted {
+			continue // a bundle brought it along
+		}
 		l.memory.lost[s.ID] = s.Problems
 		l.log.Error("the version that was in force last does not compile any more", "module", s.ID.String(), "problems", problems(s))
 	}

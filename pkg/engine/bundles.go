@@ -41,6 +41,7 @@ type BundleSet struct {
 // Bundles are the bundles in force. They are one unit: all that is in them goes into
 // force together with the modules, or nothing. They never change.
 type Bundles struct {
+	made    BundleSet // of which they are made
 	list    []Bundle
 	modules map[string]*module // by the name in locations
 	data    *branch
@@ -56,10 +57,16 @@ const bundlePrefix = "bundle:"
 // Bundles are the bundles in force, sorted by name.
 func (s *Snapshot) Bundles() []Bundle { return s.bundles.list }
 
-// WithBundles makes of a snapshot one with these bundles instead of its own. The
-// error says why that does not compile: what was in force of the modules stays in
-// force, and a bundle that would break it does not come in.
-func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet) (*Snapshot, error) {
+// WithBundles makes of a snapshot one with these bundles instead of its own; the same
+// one if it has them already. The error says why that does not compile: what is in force
+// of the modules stays in force, and a bundle that would break it does not come in.
+//
+// A bundle and a module may need each other. So where it takes them, wanted modules that
+// were held come into force with the bundles.
+func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.Set) (*Snapshot, error) {
+	if previous.bundles.made.equal(set) {
+		return previous, nil
+	}
 	bundles, err := c.parser.parseBundles(set)
 	if err != nil {
 		return nil, err
@@ -67,13 +74,57 @@ func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet) (*Snapshot, er
 	if err := bundles.claims(previous.modules, c.parser.replicated); err != nil {
 		return nil, err
 	}
-	result := c.parser.compile(previous.modules, bundles)
+	result, modules := c.parser.compile(previous.modules, bundles), previous.modules
 	if !result.ok() {
-		return nil, listed(c.parser.problemsOf(result.errors()))
+		problems := listed(c.parser.problemsOf(result.errors()))
+		if result, modules = c.together(previous, bundles, wanted); result.compiler == nil {
+			return nil, problems
+		}
 	}
-	next := newSnapshot(result.compiler, previous.modules, bundles)
-	next.held = previous.held
+	next := newSnapshot(result.compiler, modules, bundles)
+	for id, v := range previous.held {
+		if _, ok := modules[id]; !ok {
+			next.held[id] = v
+		}
+	}
 	return next, nil
+}
+
+// together adds wanted modules until bundles compile with what there is; no compiler if
+// they do not. Of the modules those are left out that errors name.
+func (c *Compiler) together(previous *Snapshot, bundles *Bundles, wanted policy.Set) (result, map[policy.ID]*module) {
+	s := &settlement{
+		parser: &c.parser, base: previous.modules, bundles: bundles,
+		held: make(map[policy.ID][]policy.Problem), warnings: make(map[policy.ID][]policy.Problem),
+	}
+	open := slices.DeleteFunc(s.changes(c.parser.parse(wanted), c.resources), func(c change) bool { return c.to == nil })
+	for len(open) > 0 {
+		r, ok := s.try(open)
+		if ok {
+			return r, s.base
+		}
+		if breaksOthers(r, open) {
+			break
+		}
+		s.holdNamed(r, open)
+		open = s.open(open)
+	}
+	return result{}, nil
+}
+
+// equal reports whether two sets mean the same.
+func (s BundleSet) equal(other BundleSet) bool {
+	same := func(a, b Bundle) bool {
+		return a.Name == b.Name && a.Revision == b.Revision && slices.EqualFunc(a.Roots, b.Roots, slices.Equal)
+	}
+	return slices.EqualFunc(s.Bundles, other.Bundles, same) && slices.Equal(s.Modules, other.Modules) && equalData(s.Data, other.Data)
+}
+
+func equalData(a, b ast.Object) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return a.Hash() == b.Hash() && a.Compare(b) == 0
 }
 
 // Bare is a snapshot with the bundles of another, and without modules.
@@ -84,6 +135,7 @@ func (c *Compiler) Bare(s *Snapshot) *Snapshot {
 // parseBundles reads the modules and the data of bundles.
 func (p *parser) parseBundles(set BundleSet) (*Bundles, error) {
 	b := &Bundles{
+		made:    set,
 		list:    slices.Clone(set.Bundles),
 		modules: make(map[string]*module, len(set.Modules)),
 		data:    dataOfBundles(set),

@@ -110,7 +110,7 @@ func TestWhichBundlesGoIntoForce(t *testing.T) {
 			}
 			wanted := policy.NewSet(test.modules...)
 			before, _ := settle(c, c.Empty(), wanted)
-			after, err := c.WithBundles(before, test.set)
+			after, err := c.WithBundles(before, test.set, nil)
 			if test.want != "" {
 				if err == nil || !like(err.Error(), test.want) {
 					t.Fatalf("got the error %v\nwant %s", err, test.want)
@@ -138,7 +138,7 @@ func TestWhichBundlesGoIntoForce(t *testing.T) {
 func TestWhatBecomesOfModulesBesideABundle(t *testing.T) {
 	c := newCompiler(t, policy.RegoAuto)
 	lib := bundle([]string{"lib", "list"}, `{"list": {"a": 2}}`, inBundle("lib", "package lib", "f(x) := x"))
-	snapshot, err := c.WithBundles(c.Empty(), lib)
+	snapshot, err := c.WithBundles(c.Empty(), lib, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,13 +166,13 @@ func TestWhatBecomesOfModulesBesideABundle(t *testing.T) {
 
 	// The library goes: who needs it keeps it.
 	none := engine.BundleSet{}
-	if _, err := c.WithBundles(snapshot, none); err == nil || !like(err.Error(), "opa/good/main:2: rego_type_error: undefined function data.lib.f") {
+	if _, err := c.WithBundles(snapshot, none, nil); err == nil || !like(err.Error(), "opa/good/main:2: rego_type_error: undefined function data.lib.f") {
 		t.Errorf("without the bundle: got %v", err)
 	}
 	// Nobody needs it: it goes, and what it was in the way of comes.
 	delete(set, policy.ID{Namespace: "opa", Name: "good", Key: "main"})
 	snapshot, _ = settle(c, snapshot, set)
-	snapshot, err = c.WithBundles(snapshot, none)
+	snapshot, err = c.WithBundles(snapshot, none, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +190,7 @@ func TestBundlesCountForWhatIsReplicated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snapshot, err := c.WithBundles(c.Empty(), bundle([]string{"library"}, "", inBundle("lib", "package library", "p := data.kubernetes.pods")))
+	snapshot, err := c.WithBundles(c.Empty(), bundle([]string{"library"}, "", inBundle("lib", "package library", "p := data.kubernetes.pods")), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestBundlesCountForWhatIsReplicated(t *testing.T) {
 func TestTheStoreShowsWhatIsInForce(t *testing.T) {
 	ctx := t.Context()
 	c := newCompiler(t, policy.RegoAuto)
-	snapshot, err := c.WithBundles(c.Empty(), bundle([]string{"lib"}, "", inBundle("lib", "package lib", "f(x) := x")))
+	snapshot, err := c.WithBundles(c.Empty(), bundle([]string{"lib"}, "", inBundle("lib", "package lib", "f(x) := x")), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,6 @@ var readers = map[string]bool{
 	"POST /v1/data":              false,
 	"POST /v1/data/{path...}":    false,
 	"GET /v1/query":              false,
-	"GET /v1/query/{$}":          false, // OPA sends it to the one without a slash
 	"POST /v1/query":             false,
 	"POST /v1/compile":           false,
 	"GET /v1/compile/{path...}":  false,
@@ -80,7 +79,7 @@ func newAPI(h *Host) *api {
 	}
 	for path, methods := range allowed {
 		slices.Sort(methods)
-		a.mux.HandleFunc(path, refuseMethod(strings.Join(methods, ", ")))
+		a.mux.Handle(path, handlers.DefaultHandler(refuseMethod(strings.Join(methods, ", ")))) // as OPA's
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writer.Error(w, http.StatusNotFound, types.NewErrorV1(types.CodeResourceNotFound,
@@ -124,10 +123,18 @@ func (a *api) handler(authorize bool) http.Handler {
 		r = r.WithContext(context.WithValue(r.Context(), viewKey{}, v))
 		var next http.Handler = a.mux
 		if authorize || v.hasAuthorization() {
-			next = handlers.DefaultHandler(v.authorized(a.mux))
+			next = a.counted(handlers.DefaultHandler(v.authorized(a.mux)))
 		}
 		v.front(authenticated(next)).ServeHTTP(w, r)
 	})
+}
+
+// counted counts what comes to where the policy set decides about requests.
+func (a *api) counted(next http.Handler) http.Handler {
+	if a.host.config.API.Metrics == nil {
+		return next
+	}
+	return a.host.config.API.Metrics.InstrumentHandler(next, server.PromHandlerAPIAuthz)
 }
 
 // viewKey is the key of a request's view in its context.

@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
-	"github.com/open-policy-agent/opa/v1/logging"
 	"github.com/open-policy-agent/opa/v1/plugins"
 	bundleplugin "github.com/open-policy-agent/opa/v1/plugins/bundle"
 	"github.com/open-policy-agent/opa/v1/plugins/discovery"
@@ -118,8 +118,8 @@ func (h *Host) options() sdk.Options {
 	}
 	return sdk.Options{
 		Config:        bytes.NewReader(h.config.Configuration.text),
-		Logger:        logger{h.config.Log.With("component", "opa")},
-		ConsoleLogger: logging.New(),       // JSON, as opa run writes it
+		Logger:        newLogger(h.config.Log),
+		ConsoleLogger: newConsole(os.Stderr),
 		Ready:         make(chan struct{}), // what is not ready says Pending
 		RegoVersion:   version,
 		Store:         h.store,
@@ -199,8 +199,6 @@ func (h *Host) running() *plugins.Manager {
 // Bundle is what is known of one bundle.
 type Bundle struct {
 	engine.Bundle
-	// Tried is true once there was an answer of some kind.
-	Tried bool
 	// Activated is when it last went into force; zero if it never did.
 	Activated time.Time
 	// Error is why the last attempt failed; empty if it did not.
@@ -249,7 +247,7 @@ func (h *Host) bundle(name string) Bundle {
 		}
 	}
 	if status, ok := h.bundles[name]; ok {
-		b.Tried, b.Activated = true, status.LastSuccessfulActivation
+		b.Activated = status.LastSuccessfulActivation
 		b.Error = describe(status)
 	}
 	return b
@@ -269,14 +267,11 @@ func describe(status *bundleplugin.Status) string {
 	return strings.Join(texts, "; ")
 }
 
-// Tried reports whether OPA runs and each bundle was tried once. Until then it is not
-// known what the configuration wants.
-func (h *Host) Tried() bool {
-	if h.current() == nil {
-		return false
-	}
+// Complete reports whether OPA runs and each bundle is in force.
+func (h *Host) Complete() bool {
 	bundles := h.Bundles()
-	return !slices.ContainsFunc(bundles, func(b Bundle) bool { return !b.Tried }) && (len(bundles) > 0 || h.running() != nil)
+	return h.current() != nil && (len(bundles) > 0 || h.running() != nil) &&
+		!slices.ContainsFunc(bundles, func(b Bundle) bool { return b.Activated.IsZero() })
 }
 
 // Ready is nil once all bundles have been in force, and the configuration was

@@ -211,6 +211,7 @@ func (s *store) read(ctx context.Context, txn storage.Transaction) (engine.Bundl
 	if err != nil {
 		return set, err
 	}
+	slices.Sort(names)
 	for _, name := range names {
 		text, err := s.Store.GetPolicy(ctx, txn, name)
 		if err != nil {
@@ -234,6 +235,7 @@ func listBundles(ctx context.Context, s storage.Store, txn storage.Transaction) 
 	if err != nil && !storage.IsNotFound(err) {
 		return nil, err
 	}
+	slices.Sort(names)
 	var bundles []engine.Bundle
 	for _, name := range names {
 		b, err := readManifest(ctx, s, txn, name, bundle.ManifestStoragePath(name))

@@ -47,7 +47,7 @@ func (h *Host) newView(f *engine.InForce, config string) (*view, error) {
 	v.store = initial
 	var err error
 	v.manager, err = plugins.New([]byte(config), "kube-rego", initial,
-		plugins.Logger(logger{h.config.Log.With("component", "opa")}),
+		plugins.Logger(newLogger(h.config.Log)),
 		plugins.ConsoleLogger(logging.NewNoOpLogger()),
 		plugins.Info(engine.Runtime()),
 		plugins.WithParserOptions(ast.ParserOptions{ProcessAnnotation: true, RegoVersion: ast.DefaultRegoVersion}),
