@@ -109,7 +109,9 @@ func front(ctx context.Context, m *plugins.Manager) (func(http.Handler) http.Han
 // of bodies panics on one.
 func gzipChecked(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.Header.Get("Content-Encoding"), "gzip") {
+		// Of other requests OPA reads no body.
+		reads := r.Method == http.MethodPost || r.Method == http.MethodGet && strings.HasPrefix(r.URL.Path, "/v1/compile/")
+		if reads && strings.Contains(r.Header.Get("Content-Encoding"), "gzip") {
 			var read bytes.Buffer
 			if _, err := gzip.NewReader(io.TeeReader(r.Body, &read)); err != nil {
 				writer.ErrorString(w, http.StatusBadRequest, types.CodeInvalidParameter, fmt.Errorf("could not decompress the body: %w", err))

@@ -1,0 +1,5 @@
+package system
+
+main = {"answer": "zero"} {
+	input.request
+}
