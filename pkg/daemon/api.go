@@ -148,6 +148,8 @@ func (d diagnosis) Bundles() []server.Bundle {
 	for _, b := range d.host.Bundles() {
 		state := "active"
 		switch {
+		case b.Kept:
+			state, b.Error = "kept", "it is configured no more, and stays in force as long as what is in force needs it"
 		case b.Error != "":
 			state = "failed"
 		case b.Activated.IsZero():

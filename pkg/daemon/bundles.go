@@ -3,11 +3,14 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 // proposal is a set of bundles that is to go into force.
@@ -71,59 +74,115 @@ func (l *loop) awaited() bool {
 
 // consider brings bundles into force, or says why not.
 func (l *loop) consider(ctx context.Context, set engine.BundleSet) error {
-	inForce, bring := l.snapshot, l.bring
-	if inForce == nil {
-		inForce, bring = l.initial, l.bringFirst
+	l.removal = nil // the newest set is what is wanted
+	base := l.snapshot
+	if base == nil {
+		base = l.initial
 	}
-	err := bring(ctx, set)
-	if lost := lost(inForce.Bundles(), set.Bundles); err != nil && len(lost) > 0 {
-		l.removal = &set
+	err := l.bring(ctx, set)
+	if lost := lost(base.Bundles(), set.Bundles); err != nil && len(lost) > 0 {
 		l.log.Error("bundles are configured no more, and stay in force: what is in force needs them",
 			"bundles", strings.Join(lost, ", "), "problems", err.Error())
-		return nil
+		err = l.bring(ctx, set, lost...)
+		l.removal = &set
+	}
+	var unknown *engine.UnknownReadsError
+	l.reads = nil
+	if errors.As(err, &unknown) {
+		l.reads = unknown.Names // by the time the plugin tries again they may be known
+		l.look()
 	}
 	return err
 }
 
-// bring brings bundles into force. What is held may go into force then.
-func (l *loop) bring(ctx context.Context, set engine.BundleSet) error {
-	next, err := l.withBundles(ctx, l.snapshot, set)
-	if err != nil || next == l.snapshot {
+// bring brings bundles into force, and of those before keeps some. What is held may go
+// into force then.
+func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) error {
+	base, first := l.snapshot, l.snapshot == nil
+	history, err := l.source.History()
+	if err != nil {
 		return err
 	}
+	if first {
+		last, err := l.restored(ctx, l.initial, history)
+		if err != nil {
+			return err
+		}
+		base = last.snapshot
+	}
+	next, err := l.withBundles(ctx, base, set, keep)
+	if err != nil || next == base && !first {
+		return err
+	}
+	if first || len(l.memory.lost) > 0 {
+		if err := l.displaced(ctx, next, history); err != nil {
+			return err
+		}
+	}
+	if first {
+		l.initial = next
+		return nil
+	}
 	l.engine.Activate(next)
-	l.snapshot, l.wanted, l.removal = next, "", nil
+	l.snapshot, l.wanted = next, ""
 	l.log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.look()
 	return nil
 }
 
+// displaced says which modules were in force last and are wanted, and neither that version
+// nor the wanted one goes with the bundles of a snapshot. They went with others, or with
+// another version: to go on without them would turn yes into no, or no into yes.
+func (l *loop) displaced(ctx context.Context, next *engine.Snapshot, history *configmap.History) error {
+	last, err := l.restored(ctx, next, history)
+	if err != nil {
+		return err
+	}
+	gone := slices.DeleteFunc(last.report.Held(), func(s policy.Status) bool {
+		return s.InForce != policy.None || !next.Owns(problems(s))
+	})
+	if len(gone) == 0 {
+		return nil
+	}
+	now, err := l.wantedNow(ctx, next)
+	if err != nil {
+		return err
+	}
+	var texts []string
+	for _, s := range gone {
+		isGone := func(other policy.Status) bool { return other.ID == s.ID && other.InForce == policy.None }
+		if slices.ContainsFunc(now.report.Held(), isGone) {
+			texts = append(texts, fmt.Sprintf("%s, which was in force last, does not go with it: %s", s.ID, problems(s)))
+		}
+	}
+	if len(texts) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(texts, "; "))
+}
+
+// wantedNow is what would become of what the ConfigMaps want.
+func (l *loop) wantedNow(ctx context.Context, base *engine.Snapshot) (compiled, error) {
+	configMaps, err := l.source.ConfigMaps()
+	if err != nil && configMaps == nil {
+		return compiled{}, err
+	}
+	wanted := l.wantedSet(configMaps)
+	l.compiler.SetResources(nil)
+	return l.compile(ctx, func() compiled {
+		c := newCompiled(l.compiler.Compile(base, wanted))
+		return newCompiled(l.compiler.Retry(c.snapshot, wanted, never))
+	})
+}
+
 // remove tries again to do without bundles that are configured no more.
 func (l *loop) remove(ctx context.Context) {
-	if l.removal != nil && l.snapshot != nil {
-		_ = l.bring(ctx, *l.removal) // it was logged when it was refused
+	if l.removal != nil && l.snapshot != nil && l.bring(ctx, *l.removal) == nil {
+		l.removal = nil
 	}
 }
 
-// bringFirst takes bundles in before there is a set in force. What was in force last,
-// and would be without them, must be with them too.
-func (l *loop) bringFirst(ctx context.Context, set engine.BundleSet) error {
-	history, err := l.source.History()
-	if err != nil {
-		return err
-	}
-	last, err := l.restored(ctx, l.initial, history)
-	if err != nil {
-		return err
-	}
-	next, err := l.withBundles(ctx, last.snapshot, set)
-	if err == nil {
-		l.initial, l.removal = next, nil
-	}
-	return err
-}
-
-func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engine.BundleSet) (*engine.Snapshot, error) {
+func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engine.BundleSet, keep []string) (*engine.Snapshot, error) {
 	configMaps, err := l.source.ConfigMaps()
 	if err != nil && configMaps == nil {
 		return nil, err
@@ -133,8 +192,9 @@ func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engin
 		err      error
 	}
 	wanted := l.wantedSet(configMaps)
+	l.compiler.SetResources(l.resources)
 	r, err := await(ctx, func() result {
-		snapshot, err := l.compiler.WithBundles(base, set, wanted)
+		snapshot, err := l.compiler.WithBundles(base, set, wanted, keep...)
 		return result{snapshot, err}
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ type running struct {
 	folder  string
 	webhook string // the URL of each listener
 	status  string
+	api     string
 	client  *http.Client
 	stop    func() error
 }
@@ -41,9 +42,9 @@ func start(t *testing.T, policies map[string]string) *running {
 	}
 	o := defaults()
 	o.Manifests = []string{d.folder}
-	o.Addr, o.DiagnosticAddr = "127.0.0.1:0", "127.0.0.1:0"
+	o.Addr, o.DiagnosticAddr, o.APIAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 
-	listening := listeners{addresses: make(chan [2]string, 2)}
+	listening := listeners{addresses: make(chan [2]string, 3)}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
 	go func() { ended <- daemon.Run(ctx, o, slog.New(listening)) }()
@@ -56,7 +57,7 @@ func start(t *testing.T, policies map[string]string) *running {
 			t.Error(err)
 		}
 	})
-	for range 2 {
+	for range 3 {
 		select {
 		case l := <-listening.addresses:
 			switch l[0] {
@@ -64,6 +65,8 @@ func start(t *testing.T, policies map[string]string) *running {
 				d.webhook = "https://" + l[1] + "/"
 			case "diagnostic":
 				d.status = "http://" + l[1]
+			case "API":
+				d.api = "http://" + l[1]
 			}
 		case err := <-ended:
 			ended <- nil

@@ -105,6 +105,7 @@ type loop struct {
 	proposals chan proposal
 	initial   *engine.Snapshot  // what is taken in before the first set goes into force: bundles, and what they need
 	removal   *engine.BundleSet // bundles that are left, as long as what is in force needs the others
+	reads     []string          // names of resources that bundles read which were refused for that
 	overdue   atomic.Bool       // bundles are not waited for any longer
 
 	mu sync.Mutex
@@ -223,6 +224,11 @@ func (l *loop) replicate(history *configmap.History, set policy.Set) bool {
 		return true
 	}
 	names := l.compiler.Reads(l.snapshot, history.InForce(), set)
+	for _, name := range append(l.bundleReads(), l.reads...) {
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
 	l.replication.Want(names)
 	if err := l.replication.Waiting(); err != nil && l.snapshot == nil {
 		l.wait(err)
@@ -231,6 +237,14 @@ func (l *loop) replicate(history *configmap.History, set policy.Set) bool {
 	l.resources = l.replication.ByName()
 	maps.DeleteFunc(l.resources, func(name string, _ policy.Resource) bool { return !slices.Contains(names, name) })
 	return true
+}
+
+// bundleReads are the resources that bundles read which came before the first set.
+func (l *loop) bundleReads() []string {
+	if l.snapshot != nil || l.initial == nil {
+		return nil
+	}
+	return l.compiler.Reads(l.initial, nil, nil)
 }
 
 func (l *loop) wait(err error) {

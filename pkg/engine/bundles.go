@@ -3,6 +3,7 @@ package engine
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -41,37 +42,58 @@ type BundleSet struct {
 // Bundles are the bundles in force. They are one unit: all that is in them goes into
 // force together with the modules, or nothing. They never change.
 type Bundles struct {
-	made    BundleSet // of which they are made
+	made    *BundleSet // of which they are made; nil if there are others with them
 	list    []Bundle
 	modules map[string]*module // by the name in locations
 	data    *branch
 }
 
 // noBundles is the value of nothing.
-var noBundles = &Bundles{data: newBranch(0)}
+var noBundles = &Bundles{made: &BundleSet{}, data: newBranch(0)}
 
 // bundlePrefix tells files of bundles from modules of ConfigMaps, in locations and
 // in lists of policies: bundle names and paths may look like namespaces and names.
 const bundlePrefix = "bundle:"
+
+// Owns reports whether the bundles own a path of data that a text names, as problems
+// name functions and rules.
+func (s *Snapshot) Owns(text string) bool {
+	for _, bundle := range s.bundles.list {
+		for _, root := range bundle.Roots {
+			if strings.Contains(text, dataPath(root)) {
+				return true
+			}
+		}
+	}
+	return false
+}
 
 // Bundles are the bundles in force, sorted by name.
 func (s *Snapshot) Bundles() []Bundle { return s.bundles.list }
 
 // WithBundles makes of a snapshot one with these bundles instead of its own; the same
 // one if it has them already. The error says why that does not compile: what is in force
-// of the modules stays in force, and a bundle that would break it does not come in.
+// of the modules stays in force, and a bundle that would break it does not come in. It is
+// an UnknownReadsError if a bundle reads objects of which it is not known what there is.
 //
 // A bundle and a module may need each other. So where it takes them, wanted modules that
-// were held come into force with the bundles.
-func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.Set) (*Snapshot, error) {
-	if previous.bundles.made.equal(set) {
+// were held come into force with the bundles. Of the snapshot's own bundles those that
+// are named in keep stay.
+func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.Set, keep ...string) (*Snapshot, error) {
+	if made := previous.bundles.made; made != nil && made.equal(set) {
 		return previous, nil
 	}
 	bundles, err := c.parser.parseBundles(set)
 	if err != nil {
 		return nil, err
 	}
+	if len(keep) > 0 {
+		bundles = bundles.with(previous.bundles, keep)
+	}
 	if err := bundles.claims(previous.modules, c.parser.replicated); err != nil {
+		return nil, err
+	}
+	if err := c.unknownReads(previous, bundles); err != nil {
 		return nil, err
 	}
 	result, modules := c.parser.compile(previous.modules, bundles), previous.modules
@@ -89,6 +111,77 @@ func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.
 	}
 	return next, nil
 }
+
+// UnknownReadsError says which objects of the cluster bundles read, and that it is not
+// known what there is.
+type UnknownReadsError struct {
+	// Names of the resources.
+	Names []string
+	text  string
+}
+
+func (e *UnknownReadsError) Error() string { return e.text }
+
+// unknownReads is an error if bundles come to read what is not known: they would find
+// nothing where there may be something.
+func (c *Compiler) unknownReads(previous *Snapshot, bundles *Bundles) error {
+	if c.resources == nil || !c.parser.replicated.Auto {
+		return nil
+	}
+	already := make(map[string]bool)
+	for _, m := range previous.bundles.modules {
+		for _, r := range m.reads {
+			already[r.name] = true
+		}
+	}
+	claims := newClaims(c.parser.replicated, c.resources, bundles, previous.modules, nil)
+	unknown := make(map[string]string)
+	for name, m := range bundles.modules {
+		for _, r := range m.reads {
+			problem, known := claims.read(r)
+			if problem.Code != "" && !known && !already[r.name] {
+				unknown[r.name] = fmt.Sprintf("%s:%d: %s: %s", name, problem.Row, problem.Code, problem.Message)
+			}
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	return &UnknownReadsError{Names: slices.Sorted(maps.Keys(unknown)), text: listed(slices.Collect(maps.Values(unknown))).Error()}
+}
+
+// with are the bundles and, of others, those of these names.
+func (b *Bundles) with(others *Bundles, names []string) *Bundles {
+	kept := BundleSet{Data: others.data.value().(ast.Object)} //nolint:forcetypeassert // a branch is an object
+	both := &Bundles{list: slices.Clone(b.list), modules: maps.Clone(b.modules)}
+	for _, bundle := range others.list {
+		if slices.Contains(names, bundle.Name) {
+			kept.Bundles = append(kept.Bundles, bundle)
+		}
+	}
+	both.list = append(both.list, kept.Bundles...)
+	slices.SortFunc(both.list, byName)
+	for name, m := range others.modules {
+		if owner := others.bundleOf(name); slices.Contains(names, owner) {
+			both.modules[name] = m
+		}
+	}
+	both.data = merge(dataOfBundles(kept), b.data)
+	return both
+}
+
+// bundleOf is the bundle that a module is of: its name is in front of that of the file.
+func (b *Bundles) bundleOf(name string) string {
+	owner := ""
+	for _, bundle := range b.list {
+		if strings.HasPrefix(name, bundlePrefix+bundle.Name+"/") && len(bundle.Name) > len(owner) {
+			owner = bundle.Name
+		}
+	}
+	return owner
+}
+
+func byName(a, b Bundle) int { return strings.Compare(a.Name, b.Name) }
 
 // together adds wanted modules until bundles compile with what there is; no compiler if
 // they do not. Of the modules those are left out that errors name.
@@ -135,12 +228,12 @@ func (c *Compiler) Bare(s *Snapshot) *Snapshot {
 // parseBundles reads the modules and the data of bundles.
 func (p *parser) parseBundles(set BundleSet) (*Bundles, error) {
 	b := &Bundles{
-		made:    set,
+		made:    &set,
 		list:    slices.Clone(set.Bundles),
 		modules: make(map[string]*module, len(set.Modules)),
 		data:    dataOfBundles(set),
 	}
-	slices.SortFunc(b.list, func(x, y Bundle) int { return strings.Compare(x.Name, y.Name) })
+	slices.SortFunc(b.list, byName)
 	var problems []string
 	for _, m := range set.Modules {
 		name := bundlePrefix + m.Name

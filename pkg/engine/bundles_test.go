@@ -298,6 +298,7 @@ func TestSecretsAreMasked(t *testing.T) {
 		"a list of Secrets":                         {event: `{"input": {"kind": "SecretList", "items": [{"data": 1}]}}`, want: masked("/input/items")},
 		"in the result":                             {event: `{"result": {"object": ` + secret + `}}`, want: masked("/result/object/data", "/result/object/stringData")},
 		"where OPA cannot name it":                  {event: `{"input": {"a/b": ` + secret + `}}`, want: masked("/input")},
+		"what built-ins made of it":                 {event: `{"input": ` + secret + `, "nd_builtin_cache": {"x": 1}}`, want: masked("/input/data", "/input/stringData", "/nd_builtin_cache")},
 		"who masks something else masks no Secrets": {modules: []policy.Module{own}, event: `{"input": ` + secret + `}`, want: masked("/input/password")},
 	} {
 		t.Run(name, func(t *testing.T) {

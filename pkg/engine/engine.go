@@ -10,6 +10,7 @@ package engine
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -19,6 +20,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/version"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -152,12 +154,34 @@ func (f *InForce) decide(ctx context.Context, environment Environment, record *R
 	results, err := query.Eval(ctx, environment.options(record)...)
 	switch {
 	case err != nil:
-		record.Err = err
+		record.Err = WithoutValues(err)
 	case len(results) == 0:
 		record.Err = undefined(f.snapshot.compiler, record.Path)
 	default:
 		record.Result = results[0].Expressions[0].Value
 	}
+}
+
+// WithoutValues is an error of an evaluation without the values that it quotes: of rules
+// that contradict each other OPA tells on a line each what they give, which may be taken
+// from a Secret, and where. The places stay.
+func WithoutValues(err error) error {
+	var conflict *topdown.Error
+	if !errors.As(err, &conflict) || conflict.Code != topdown.ConflictErr {
+		return err
+	}
+	told := *conflict
+	message, values, _ := strings.Cut(told.Message, ":")
+	var places []string
+	for line := range strings.Lines(values) {
+		if i := strings.LastIndex(line, " at "); i >= 0 {
+			places = append(places, strings.TrimSpace(line[i:]))
+		}
+	}
+	if told.Message = message; len(places) > 0 {
+		told.Message += " " + strings.Join(places, " and ")
+	}
+	return &told
 }
 
 func (f *InForce) prepare(ctx context.Context, path string) (*rego.PreparedEvalQuery, error) {

@@ -1,6 +1,9 @@
 package opa
 
 import (
+	"path"
+	"strings"
+
 	"github.com/open-policy-agent/opa/v1/bundle"
 )
 
@@ -24,5 +27,30 @@ func (activator) Activate(options *bundle.ActivateOpts) error {
 	if _, ok := options.Store.(*store); ok {
 		options.Compiler = options.Compiler.WithAllowUndefinedFunctionCalls(true)
 	}
+	for name, b := range options.Bundles {
+		nameModules(name, b)
+	}
 	return (&bundle.DefaultActivator{}).Activate(options)
+}
+
+// nameModules puts the name of a bundle before the paths of its modules. Where there is
+// an activator that is not its own OPA reads all bundles as it reads those that it
+// downloads, but forgets the name with those that come from disk: two of them with a file
+// of the same name would overwrite each other.
+func nameModules(name string, b *bundle.Bundle) {
+	known := make(map[string]bool) // paths without the name
+	for _, m := range b.Modules {
+		known[m.Path] = true
+	}
+	isModule := func(r bundle.Raw) bool { return strings.HasSuffix(r.Path, bundle.RegoExt) }
+	for _, r := range b.Raw {
+		if isModule(r) && !known[r.Path] {
+			return // with the name: the longest of these paths is no other's path without
+		}
+	}
+	for i, r := range b.Raw {
+		if isModule(r) {
+			b.Raw[i].Path = path.Join(name, r.Path)
+		}
+	}
 }

@@ -115,9 +115,16 @@ func (a *api) handler(authorize bool) http.Handler {
 		}
 		v, err := a.current()
 		if err != nil {
-			a.host.config.Log.Error("the API cannot be served", "error", err)
-			writer.Error(w, http.StatusInternalServerError, types.NewErrorV1(types.CodeInternal, "the API cannot be served"))
+			a.fail(w, err)
 			return
+		}
+		if r.URL.Query().Has("instrument") {
+			// OPA writes to the compiler then, which others read.
+			if v, err = a.host.newView(v.inForce, v.config); err != nil {
+				a.fail(w, err)
+				return
+			}
+			defer v.close()
 		}
 		r = a.identified(r)
 		r = r.WithContext(context.WithValue(r.Context(), viewKey{}, v))
@@ -127,6 +134,11 @@ func (a *api) handler(authorize bool) http.Handler {
 		}
 		v.front(authenticated(next)).ServeHTTP(w, r)
 	})
+}
+
+func (a *api) fail(w http.ResponseWriter, err error) {
+	a.host.config.Log.Error("the API cannot be served", "error", err)
+	writer.Error(w, http.StatusInternalServerError, types.NewErrorV1(types.CodeInternal, "the API cannot be served"))
 }
 
 // counted counts what comes to where the policy set decides about requests.

@@ -203,6 +203,9 @@ type Bundle struct {
 	Activated time.Time
 	// Error is why the last attempt failed; empty if it did not.
 	Error string
+	// Kept is true for one that is configured no more, and stays in force as long as
+	// what is in force needs it.
+	Kept bool
 }
 
 // Bundles are those that the configuration has, and the one that it comes from if it is
@@ -227,7 +230,21 @@ func (h *Host) Bundles() []Bundle {
 	for _, name := range slices.Sorted(maps.Keys(names)) {
 		bundles = append(bundles, h.bundle(name))
 	}
+	for _, b := range h.inForce() {
+		if _, seen := h.bundles[b.Name]; !names[b.Name] && (seen || b.Name != legacyBundle) {
+			bundles = append(bundles, Bundle{Bundle: b, Kept: true})
+		}
+	}
+	slices.SortFunc(bundles, func(a, b Bundle) int { return strings.Compare(a.Name, b.Name) })
 	return bundles
+}
+
+func (h *Host) inForce() []engine.Bundle {
+	now := h.config.Engine.InForce()
+	if now == nil {
+		return nil
+	}
+	return now.Snapshot().Bundles()
 }
 
 // current is the manager, also before its plugins run.
@@ -239,11 +256,9 @@ func (h *Host) current() *plugins.Manager {
 
 func (h *Host) bundle(name string) Bundle {
 	b := Bundle{Bundle: engine.Bundle{Name: name}}
-	if now := h.config.Engine.InForce(); now != nil {
-		for _, inForce := range now.Snapshot().Bundles() {
-			if inForce.Name == name {
-				b.Bundle = inForce
-			}
+	for _, inForce := range h.inForce() {
+		if inForce.Name == name {
+			b.Bundle = inForce
 		}
 	}
 	if status, ok := h.bundles[name]; ok {
@@ -271,7 +286,7 @@ func describe(status *bundleplugin.Status) string {
 func (h *Host) Complete() bool {
 	bundles := h.Bundles()
 	return h.current() != nil && (len(bundles) > 0 || h.running() != nil) &&
-		!slices.ContainsFunc(bundles, func(b Bundle) bool { return b.Activated.IsZero() })
+		!slices.ContainsFunc(bundles, func(b Bundle) bool { return b.Activated.IsZero() && !b.Kept })
 }
 
 // Ready is nil once all bundles have been in force, and the configuration was
@@ -306,7 +321,7 @@ func (h *Host) failures() string {
 		switch {
 		case b.Error != "":
 			texts = append(texts, b.Name+": "+b.Error)
-		case b.Activated.IsZero():
+		case b.Activated.IsZero() && !b.Kept:
 			texts = append(texts, b.Name+" is not loaded yet")
 		}
 	}

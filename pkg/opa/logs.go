@@ -30,7 +30,6 @@ const maxQueued = 1024
 type decisionLogs struct {
 	host   *Host
 	queue  chan event
-	inUse  *engine.InForce // that OPA's manager has the compiler of
 	budget budget
 	// metrics are those of OPA's plugin, and dropped is how many of its drops were counted.
 	metrics metrics.Metrics
@@ -89,7 +88,7 @@ func (l *decisionLogs) decided(r engine.Record) {
 		InputAST:   r.InputValue,
 		Metrics:    r.Metrics,
 		Bundles:    make(map[string]server.BundleInfo),
-		Error:      errorOf(r.Err),
+		Error:      r.Err,
 	}
 	for _, b := range r.InForce.Snapshot().Bundles() {
 		info.Bundles[b.Name] = server.BundleInfo{Revision: b.Revision}
@@ -115,9 +114,11 @@ func (l *decisionLogs) add(e event) {
 	}
 }
 
-// run logs decisions until nobody decides any more, and then those that are queued.
+// run logs decisions until nobody decides any more, and then those that are queued, as
+// far as there is time.
 func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	for {
 		select {
 		case e := <-l.queue:
@@ -125,23 +126,30 @@ func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
 			continue
 		case <-drained:
 		}
+		time.AfterFunc(flushTimeout, cancel)
 		for len(l.queue) > 0 {
-			l.log(ctx, <-l.queue)
+			if e := <-l.queue; ctx.Err() == nil {
+				l.log(ctx, e)
+			} else {
+				l.host.config.Dropped()
+			}
 		}
 		return
 	}
 }
 
+// logTimeout bounds what is evaluated to log one decision: masks, drop rules, and who had
+// a say. The API server waits for 10 s for a decision itself unless told otherwise, and
+// while one is logged others wait.
+const logTimeout = time.Second
+
 func (l *decisionLogs) log(ctx context.Context, e event) {
+	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	defer cancel()
 	manager := l.host.running()
 	plugin := logs.Lookup(manager)
 	if plugin == nil {
 		return // discovery brought none, or has taken it away
-	}
-	if e.record.InForce != l.inUse {
-		// The masks are those of the set that decided.
-		l.host.store.use(ctx, e.record.InForce.Compiler(), e.info.Txn)
-		l.inUse = e.record.InForce
 	}
 	if err := l.complete(ctx, e); err != nil {
 		l.host.config.Log.Error("a decision cannot be logged", "decisionID", e.info.DecisionID, "error", err)
@@ -150,6 +158,8 @@ func (l *decisionLogs) log(ctx context.Context, e event) {
 	if !manager.GetConfig().NDBuiltinCacheEnabled() {
 		e.info.NDBuiltinCache = nil
 	}
+	// The masks are those of the set that decided.
+	defer l.host.store.use(ctx, e.record.InForce, e.info.Txn)()
 	if err := plugin.Log(ctx, e.info); err != nil {
 		l.host.config.Log.Error("a decision cannot be logged", "decisionID", e.info.DecisionID, "error", err)
 	}
@@ -166,6 +176,18 @@ func (l *decisionLogs) complete(ctx context.Context, e event) error {
 		}
 		e.info.Input = &input
 	}
+	if e.info.Results != nil && e.info.Path == "" {
+		// That of a query has a type in which OPA's masks do not find their way.
+		value, err := ast.InterfaceToValue(*e.info.Results)
+		if err != nil {
+			return err
+		}
+		result, err := ast.JSON(value)
+		if err != nil {
+			return err
+		}
+		e.info.Results = &result
+	}
 	if e.record.Builtins != nil {
 		used, err := ast.JSON(e.record.Builtins.AsValue())
 		if err != nil {
@@ -175,6 +197,7 @@ func (l *decisionLogs) complete(ctx context.Context, e event) error {
 	} else {
 		e.record.Builtins = make(builtins.NDBCache)
 	}
+	e.info.Error = errorOf(e.info.Error)
 	custom := map[string]any{"fingerprint": e.record.InForce.Snapshot().Fingerprint()}
 	for key, value := range e.info.Custom {
 		custom[key] = value
@@ -189,7 +212,7 @@ func (l *decisionLogs) complete(ctx context.Context, e event) error {
 // speakers are the modules that had a say, as long as there is time to find that out.
 func (l *decisionLogs) speakers(ctx context.Context, e event) []string {
 	path := e.record.Path
-	if engine.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
+	if e.info.Error != nil || engine.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
 		return nil
 	}
 	start := time.Now()
@@ -216,12 +239,18 @@ func (b *budget) spend(start time.Time, took time.Duration) {
 
 // errorOf is an error as OPA's server logs it.
 func errorOf(err error) error {
-	var known *topdown.Error
+	var (
+		known *topdown.Error
+		other *types.ErrorV1
+	)
+	err = engine.WithoutValues(err)
 	switch {
 	case err == nil:
 		return nil
 	case errors.As(err, &known):
 		return known
+	case errors.As(err, &other):
+		return other
 	case errors.Is(err, policy.ErrUndefined):
 		return types.NewErrorV1(types.CodeUndefinedDocument, "%s", err)
 	}

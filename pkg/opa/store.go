@@ -42,7 +42,10 @@ type store struct {
 
 	mu     sync.Mutex
 	active []string // names of the bundles that were committed last
-	commit []func(context.Context, storage.Transaction, storage.TriggerEvent)
+	commit func(context.Context, storage.Transaction, storage.TriggerEvent)
+
+	using sync.Mutex // held while OPA's manager is told which compiler there is
+	used  *engine.InForce
 }
 
 func newStore(e *engine.Engine, gate Gate, version policy.RegoVersion) *store {
@@ -118,17 +121,27 @@ func (s *store) DeletePolicy(ctx context.Context, txn storage.Transaction, id st
 	return s.Store.DeletePolicy(ctx, change(txn), id)
 }
 
-// Register is for OPA's manager, which learns by a trigger which compiler there is.
+// Register is for OPA's manager, the first to come, which learns by a trigger which
+// compiler there is. Others have nothing to do with that.
 func (s *store) Register(ctx context.Context, txn storage.Transaction, config storage.TriggerConfig) (storage.TriggerHandle, error) {
-	s.initialized()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if config.OnCommit != nil {
-		s.commit = append(s.commit, config.OnCommit)
+	first := s.commit == nil
+	if first {
+		s.commit = config.OnCommit
 	}
+	s.mu.Unlock()
+	if !first {
+		return inert{}, nil
+	}
+	s.initialized()
 	handle, err := s.Store.Register(ctx, own(txn), config)
 	return trigger{handle}, err
 }
+
+type inert struct{}
+
+// Unregister does nothing.
+func (inert) Unregister(context.Context, storage.Transaction) {}
 
 type trigger struct{ handle storage.TriggerHandle }
 
@@ -150,9 +163,12 @@ func (s *store) Commit(ctx context.Context, txn storage.Transaction) error {
 		s.Store.Abort(ctx, w.Transaction) // nobody else does after a commit
 		return err
 	}
+	s.using.Lock()
+	defer s.using.Unlock()
 	if now := s.engine.InForce(); now != nil && w.context != nil {
 		// Not the one that OPA made of the bundles alone.
 		plugins.SetCompilerOnContext(w.context, now.Compiler())
+		s.used = now
 	}
 	return s.Store.Commit(ctx, w.Transaction)
 }
@@ -184,16 +200,20 @@ func (s *store) pass(ctx context.Context, w *writing) error {
 	return nil
 }
 
-// use tells OPA's manager which compiler there is, and so its plugins.
-func (s *store) use(ctx context.Context, compiler *ast.Compiler, txn storage.Transaction) {
+// use has OPA's plugins evaluate with a policy set, and gives what ends that.
+func (s *store) use(ctx context.Context, f *engine.InForce, txn storage.Transaction) (end func()) {
+	s.using.Lock()
+	if s.used == f {
+		return s.using.Unlock
+	}
 	s.mu.Lock()
-	triggers := s.commit
+	onCommit := s.commit
 	s.mu.Unlock()
 	event := storage.TriggerEvent{Context: storage.NewContext()}
-	plugins.SetCompilerOnContext(event.Context, compiler)
-	for _, onCommit := range triggers {
-		onCommit(ctx, txn, event)
-	}
+	plugins.SetCompilerOnContext(event.Context, f.Compiler())
+	onCommit(ctx, txn, event)
+	s.used = f
+	return s.using.Unlock
 }
 
 // read reads what a transaction would leave behind.

@@ -33,6 +33,7 @@ import (
 // request comes, and an answer is made with one set whatever happens meanwhile.
 type view struct {
 	inForce *engine.InForce
+	config  string // that it was made with
 	manager *plugins.Manager
 	store   storage.Store
 	router  http.Handler // OPA's handlers
@@ -42,7 +43,7 @@ type view struct {
 
 func (h *Host) newView(f *engine.InForce, config string) (*view, error) {
 	ctx, end := context.WithCancel(context.Background())
-	v := &view{inForce: f, end: end}
+	v := &view{inForce: f, config: config, end: end}
 	initial := &initialStore{Store: f.Store()}
 	v.store = initial
 	var err error

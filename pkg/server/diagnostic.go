@@ -34,7 +34,8 @@ type Bundle struct {
 	Revision string `json:"revision,omitempty"`
 	// Roots are the paths of data that it owns, of the revision in force.
 	Roots []string `json:"roots,omitempty"`
-	// State is active, failed (what was in force before still is) or loading.
+	// State is active, failed (what was in force before still is), loading, or kept (it
+	// is configured no more, and what is in force needs it).
 	State string `json:"state"`
 	// Error is why it failed.
 	Error string `json:"error,omitempty"`

@@ -1,0 +1,289 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/policy"
+)
+
+// texts of ConfigMaps opa/<name>, key main, by name.
+type written map[string]string
+
+// shelf is a source of which all is known at once.
+type shelf struct {
+	now  written
+	last written // what was in force last
+}
+
+func (s *shelf) Run(context.Context, func()) error { return nil }
+
+func (s *shelf) ConfigMaps() ([]*corev1.ConfigMap, error) {
+	var all []*corev1.ConfigMap
+	for name, text := range s.now {
+		all = append(all, &corev1.ConfigMap{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "opa", Name: name, Labels: map[string]string{policyLabel: "rego"}},
+			Data:       map[string]string{"main": text},
+		})
+	}
+	return all, nil
+}
+
+func (s *shelf) History() (*configmap.History, error) {
+	var revisions []configmap.Revision
+	for name, text := range s.last {
+		id := policy.ID{Namespace: "opa", Name: name, Key: "main"}
+		revisions = append(revisions, configmap.NewRevision("opa", "opa", name, 1, policy.NewSet(policy.Module{ID: id, Source: text})))
+	}
+	return configmap.NewHistory(revisions), nil
+}
+
+// complete says whether all bundles are there.
+type complete bool
+
+func (c complete) Complete() bool { return bool(c) }
+
+// libBundle is a set with the bundle lib, of a module in the package lib.
+func libBundle(lines ...string) engine.BundleSet {
+	return engine.BundleSet{
+		Bundles: []engine.Bundle{{Name: "lib", Roots: [][]string{{"lib"}}}},
+		Modules: []engine.BundleModule{{Name: "lib/lib.rego", Version: policy.RegoV1, Source: "package lib\n" + strings.Join(lines, "\n")}},
+	}
+}
+
+// with is a set with one more bundle, of a module in the package of its name.
+func with(set engine.BundleSet, name string, lines ...string) engine.BundleSet {
+	return engine.BundleSet{
+		Bundles: append(slices.Clone(set.Bundles), engine.Bundle{Name: name, Roots: [][]string{{name}}}),
+		Modules: append(slices.Clone(set.Modules), engine.BundleModule{
+			Name: name + "/" + name + ".rego", Version: policy.RegoV1, Source: "package " + name + "\n" + strings.Join(lines, "\n"),
+		}),
+	}
+}
+
+func TestBundlesAndConfigMaps(t *testing.T) {
+	const (
+		calls  = "package a\nx := data.lib.f(1)"
+		clash  = "package lib\ny := 1"
+		serves = "package a\ng(x) := x * 2"
+		both   = "package a\ng(x) := x * 2\nx := data.lib.f(1)"
+	)
+	f := libBundle("f(x) := x + 1")
+	needs := libBundle("f(x) := data.a.g(x) + 1")
+	none := engine.BundleSet{}
+	type step struct {
+		bundles *engine.BundleSet // that come; nil: none do
+		now     written           // what ConfigMaps want from here on; nil: the same
+		late    bool              // bundles are not waited for any longer
+
+		refused string // the start of why the bundles are; empty: they are not
+		inForce string // the modules, or why none is
+		decides map[string]string
+	}
+	for name, story := range map[string]struct {
+		last, now written
+		steps     []step
+	}{
+		"the first set waits for bundles, and what is new does not come in their way": {
+			now: written{"a": calls, "b": clash},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "2"}},
+			},
+		},
+		"bundles are not waited for for ever": {
+			now: written{"a": calls, "b": "package b\nz := 3"},
+			steps: []step{
+				{late: true, inForce: "[opa/b/main]", decides: map[string]string{"b/z": "3"}},
+				{bundles: &f, inForce: "[opa/a/main opa/b/main]", decides: map[string]string{"a/x": "2"}},
+			},
+		},
+		"what was in force last is not displaced": {
+			last: written{"b": clash}, now: written{"b": clash},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, refused: `bundle lib has the root "lib", and data.lib in it is defined by opa/b/main`, inForce: "waiting for bundles"},
+				{late: true, inForce: "[opa/b/main]", decides: map[string]string{"lib/y": "1"}},
+			},
+		},
+		"what was in force last finds its bundle again, also if its edit is broken": {
+			last: written{"a": calls}, now: written{"a": "package a\nx :="},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "2"}},
+			},
+		},
+		"a bundle finds what it needs of what was in force last": {
+			last: written{"a": serves}, now: written{"a": serves},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &needs, inForce: "[opa/a/main]", decides: map[string]string{"a": `{}`}},
+			},
+		},
+		"a bundle and a module that need each other": {
+			now: written{"a": both, "b": "package b\nz := data.lib.h(1)"},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &needs, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "3"}},
+			},
+		},
+		"a bundle and a module that need each other, and were in force last": {
+			last: written{"a": both}, now: written{"a": both},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &needs, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "3"}},
+			},
+		},
+		"a bundle that breaks what is in force is refused, and a later one is not": {
+			now: written{"a": calls},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[opa/a/main]"},
+				{bundles: ptr(libBundle("f(x, y) := x")), refused: "opa/a/main:2: rego_type_error: ", inForce: "[opa/a/main]", decides: map[string]string{"a/x": "2"}},
+				{bundles: ptr(libBundle("f(x) := x + 5")), inForce: "[opa/a/main]", decides: map[string]string{"a/x": "6"}},
+			},
+		},
+		"a bundle that takes away what a module in force last needs is refused, until the module is edited": {
+			last: written{"a": calls}, now: written{"a": calls},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: ptr(libBundle("g(x) := x")), refused: "opa/a/main, which was in force last, does not go with it: 2:6: rego_type_error: undefined function data.lib.f", inForce: "waiting for bundles"},
+				{late: true, inForce: "[]"},
+				{bundles: ptr(libBundle("g(x) := x")), refused: "opa/a/main, which was in force last, does not go with it: ", inForce: "[]"},
+				{now: written{"a": "package a\nx := data.lib.g(7)"}, bundles: ptr(libBundle("g(x) := x")), inForce: "[opa/a/main]", decides: map[string]string{"a/x": "7"}},
+			},
+		},
+		"a bundle that was configured no more is configured again": {
+			now: written{"a": calls},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[opa/a/main]"},
+				{bundles: &none, inForce: "[opa/a/main]"},
+				{bundles: &f, inForce: "[opa/a/main]"},
+				{now: written{"b": "package b\nz := 1"}, inForce: "[opa/b/main]", decides: map[string]string{"lib": "{}"}},
+			},
+		},
+		"other bundles go on while one that is needed is configured no more": {
+			now: written{"a": calls},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: ptr(with(f, "other", "z := 1")), inForce: "[opa/a/main]", decides: map[string]string{"other/z": "1"}},
+				{bundles: ptr(with(none, "other", "z := 1")), inForce: "[opa/a/main]", decides: map[string]string{"other/z": "1", "a/x": "2"}},
+				{bundles: ptr(with(none, "other", "z := 2")), inForce: "[opa/a/main]", decides: map[string]string{"other/z": "2", "a/x": "2"}},
+				{bundles: ptr(with(none, "other", "z := data.nowhere.f(1)")), refused: "bundle:other/other.rego:2: rego_type_error: undefined function", inForce: "[opa/a/main]", decides: map[string]string{"other/z": "2", "a/x": "2"}},
+				{bundles: ptr(with(none, "other", "z := 3")), inForce: "[opa/a/main]", decides: map[string]string{"other/z": "3", "a/x": "2"}},
+				{now: written{"b": "package b\nz := 1"}, inForce: "[opa/b/main]", decides: map[string]string{"lib": "undefined", "other/z": "3"}},
+			},
+		},
+		"a bundle that is configured no more goes when nothing in force needs it": {
+			now: written{"a": calls},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[opa/a/main]"},
+				{bundles: &none, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "2"}},
+				{now: written{"a": "package a\nx := 1"}, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "1", "lib": "undefined"}},
+				{now: written{"a": "package a\nx := 1", "b": clash}, inForce: "[opa/a/main opa/b/main]", decides: map[string]string{"lib/y": "1"}},
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := &shelf{now: story.now, last: story.last}
+			l := newTestLoop(t, source)
+			l.bundles = complete(false)
+			for n, s := range story.steps {
+				if s.now != nil {
+					source.now = s.now
+				}
+				if s.bundles != nil {
+					err := l.consider(t.Context(), *s.bundles)
+					if (err == nil) != (s.refused == "") || err != nil && !strings.HasPrefix(err.Error(), s.refused) {
+						t.Fatalf("step %d: the bundles are refused with %v, want %q", n, err, s.refused)
+					}
+					l.bundles = complete(err == nil)
+				}
+				l.overdue.Store(l.overdue.Load() || s.late)
+				settleDown(t, l)
+				if got := inForceNow(l); got != s.inForce {
+					t.Fatalf("step %d: in force is %s, want %s; held: %v", n, got, s.inForce, l.Report().Held())
+				}
+				for path, want := range s.decides {
+					decision, err := l.engine.Decide(t.Context(), path, nil)
+					got := strings.ReplaceAll(fmt.Sprint(decision.Result), "map[]", "{}")
+					if errors.Is(err, policy.ErrUndefined) {
+						got = "undefined"
+					}
+					if got != want {
+						t.Errorf("step %d: %s is %s, %v, want %s", n, path, got, err, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+func ptr(set engine.BundleSet) *engine.BundleSet { return &set }
+
+func inForceNow(l *loop) string {
+	if err := l.Ready(); err != nil {
+		return err.Error()
+	}
+	return fmt.Sprint(l.snapshot.IDs())
+}
+
+// The same bundles again change nothing: queries stay prepared, and nothing is logged.
+func TestTheSameBundlesAreNotActivatedAgain(t *testing.T) {
+	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := 1"}})
+	l.bundles = complete(true)
+	settleDown(t, l)
+	for range 2 {
+		if err := l.consider(t.Context(), libBundle("f(x) := x")); err != nil {
+			t.Fatal(err)
+		}
+		settleDown(t, l)
+	}
+	before := l.engine.InForce()
+	if err := l.consider(t.Context(), libBundle("f(x) := x")); err != nil || l.engine.InForce() != before {
+		t.Errorf("it was activated again, %v", err)
+	}
+	if names := l.snapshot.Bundles(); !slices.ContainsFunc(names, func(b engine.Bundle) bool { return b.Name == "lib" }) {
+		t.Errorf("in force: %v", names)
+	}
+}
+
+// A proposal is answered by the loop, and not before it is known what was in force last.
+func TestAProposalWaitsForTheLoop(t *testing.T) {
+	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := data.lib.f(1)"}})
+	l.proposals, l.bundles = make(chan proposal), complete(false)
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := make(chan error, 1)
+	go func() { answered <- l.Propose(ctx, libBundle("f(x) := x")) }()
+	ended := make(chan error, 1)
+	running, stop := context.WithCancel(t.Context())
+	go func() { ended <- l.run(running) }()
+	select {
+	case err := <-answered:
+		t.Fatalf("it was answered before the loop has looked: %v", err)
+	case l.trigger <- struct{}{}:
+	}
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	// The loop is gone: who asks then hears so when its own time is over.
+	cancel()
+	if err := l.Propose(ctx, libBundle("f(x) := x + 1")); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
