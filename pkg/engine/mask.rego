@@ -4,6 +4,7 @@ package system.log
 
 mask contains path if {
 	some part in ["input", "result"]
+	_has_secret(input[part])
 	walk(input[part], [steps, value])
 	some field in _secret_fields(value)
 	path := _pointer(part, array.concat(steps, field))
@@ -12,8 +13,14 @@ mask contains path if {
 # What built-ins were asked and gave may have been made of it.
 mask contains "/nd_builtin_cache" if {
 	input.nd_builtin_cache
-	walk(input.input, [_, value])
-	count(_secret_fields(value)) > 0
+	_has_secret(input.input)
+}
+
+# Most decisions are about something else: to walk without the paths is five times as
+# quick as with them.
+_has_secret(whole) if {
+	walk(whole, [_, value])
+	value.kind in {"Secret", "SecretList"}
 }
 
 _secret_fields(value) := {[field] | some field in ["data", "stringData"]; value[field]} | _annotations(value) if {
