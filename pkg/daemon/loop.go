@@ -297,9 +297,7 @@ func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Se
 		return nil
 	}
 	before := l.Report()
-	if err := l.activate(ctx, fresh, start); err != nil {
-		return err
-	}
+	l.activate(fresh, start)
 	l.wanted = wanted
 	if !first && len(fresh.report.Held()) > 0 {
 		tell()
@@ -327,7 +325,8 @@ func (l *loop) retry(ctx context.Context, fresh *engine.Snapshot, set policy.Set
 	if interrupted {
 		l.wanted = ""
 	}
-	return l.activate(ctx, retried, start)
+	l.activate(retried, start)
+	return nil
 }
 
 func never() bool { return false }
@@ -371,7 +370,7 @@ func await[T any](ctx context.Context, work func() T) (result T, err error) {
 
 // activate swaps a snapshot in, the making of which began at start, and tells of
 // it.
-func (l *loop) activate(ctx context.Context, c compiled, start time.Time) error {
+func (l *loop) activate(c compiled, start time.Time) {
 	if l.snapshot == nil || l.snapshot.Fingerprint() != c.snapshot.Fingerprint() {
 		l.engine.Activate(c.snapshot)
 	}
@@ -388,7 +387,6 @@ func (l *loop) activate(ctx context.Context, c compiled, start time.Time) error 
 				"entrypoint", l.entrypoint, "modules", len(c.snapshot.IDs()))
 		}
 	}
-	return nil
 }
 
 // tell logs which modules came to be held and which no longer are.

@@ -299,7 +299,7 @@ func dataOfBundles(set BundleSet) *branch {
 	e := newEdit(newBranch(0))
 	each := func(at []string, object ast.Object) {
 		object.Foreach(func(key, value *ast.Term) {
-			if name, ok := key.Value.(ast.String); ok && !(len(at) == 0 && string(name) == systemPackage) {
+			if name, ok := key.Value.(ast.String); ok && (len(at) > 0 || string(name) != systemPackage) {
 				e.set(append(slices.Clone(at), string(name)), document{value})
 			}
 		})

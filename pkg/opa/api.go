@@ -2,6 +2,7 @@ package opa
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -113,21 +114,21 @@ func (a *api) handler(authorize bool) http.Handler {
 			unready(w, r)
 			return
 		}
-		v, err := a.current()
+		v, err := a.current() //nolint:contextcheck // a view outlives the request that it is made for
 		if err != nil {
 			a.fail(w, err)
 			return
 		}
 		if r.URL.Query().Has("instrument") {
 			// OPA writes to the compiler then, which others read.
-			if v, err = a.host.newView(v.inForce, v.config); err != nil {
+			if v, err = a.host.newView(v.inForce, v.config); err != nil { //nolint:contextcheck // as above
 				a.fail(w, err)
 				return
 			}
-			defer v.close()
+			defer v.close() //nolint:contextcheck // as above
 		}
 		r = a.identified(r)
-		r = r.WithContext(context.WithValue(r.Context(), viewKey{}, v))
+		r = r.WithContext(context.WithValue(r.Context(), viewKey{}, v)) //nolint:contextcheck // it is the request's
 		var next http.Handler = a.mux
 		if authorize || v.hasAuthorization() {
 			next = a.counted(handlers.DefaultHandler(v.authorized(a.mux)))
@@ -156,7 +157,9 @@ type viewKey struct{}
 func unready(w http.ResponseWriter, r *http.Request) {
 	const text = "kube-rego is not ready: the first whole policy set is not in force yet"
 	if r.URL.Path == "/health" || strings.HasPrefix(r.URL.Path, "/health/") {
-		writer.JSON(w, http.StatusInternalServerError, types.HealthResponseV1{Error: text}, false)
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusInternalServerError)
+		_ = json.NewEncoder(w).Encode(types.HealthResponseV1{Error: text}) // a client that is gone hears nothing
 		return
 	}
 	writer.Error(w, http.StatusServiceUnavailable, types.NewErrorV1(types.CodeInternal, text))

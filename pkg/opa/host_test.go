@@ -318,7 +318,7 @@ func TestDecisionsAreLogged(t *testing.T) {
 	}
 	api := httptest.NewServer(h.API())
 	defer api.Close()
-	response, err := http.Post(api.URL+"/v1/data/k/deny", "application/json", strings.NewReader(`{"input":{"x":3}}`)) //nolint:noctx // it is short
+	response, err := http.Post(api.URL+"/v1/data/k/deny", "application/json", strings.NewReader(`{"input":{"x":3}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -348,7 +348,7 @@ func TestDecisionsAreLogged(t *testing.T) {
 	if events[0]["erased"] == nil || events[1]["error"] == nil || events[0]["requested_by"] != nil || events[2]["requested_by"] == nil {
 		t.Errorf("the events are %v", events)
 	}
-	if object := secret["object"].(map[string]any); object["data"] == nil { //nolint:forcetypeassert // it is above
+	if object := secret["object"].(map[string]any); object["data"] == nil {
 		t.Error("the input of the decision itself was masked")
 	}
 }
@@ -502,7 +502,7 @@ func TestAnAnswerIsOfOneSet(t *testing.T) {
 		}
 	})
 	for range 300 {
-		response, err := http.Get(api.URL + "/v1/data/k/x") //nolint:noctx // it is short
+		response, err := http.Get(api.URL + "/v1/data/k/x")
 		if err != nil {
 			t.Fatal(err)
 		}

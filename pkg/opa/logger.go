@@ -49,7 +49,7 @@ func (l logger) Error(format string, values ...any) { l.at(slog.LevelError, form
 
 func (l logger) at(level slog.Level, format string, values []any) {
 	if l.log.Enabled(context.Background(), level) {
-		l.log.Log(context.Background(), level, strings.TrimSuffix(fmt.Sprintf(format, values...), "."))
+		l.log.Log(context.Background(), level, strings.TrimSuffix(fmt.Sprintf(format, values...), ".")) //nolint:sloglint // the message is OPA's
 	}
 }
 

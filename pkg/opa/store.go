@@ -186,7 +186,7 @@ func (s *store) pass(ctx context.Context, w *writing) error {
 	}
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.alive, cancel)()
+	defer context.AfterFunc(s.alive, cancel)() //nolint:contextcheck // it ends too when the process does
 	err = s.gate.Propose(asking, set)
 	if err != nil && s.alive.Err() == nil {
 		return err // the plugin ends the process if it cannot take bundles away
@@ -280,7 +280,11 @@ func readManifest(ctx context.Context, s storage.Store, txn storage.Transaction,
 	if err != nil {
 		return b, err
 	}
-	manifest, err := ast.JSON(value.(ast.Value))
+	stored, ok := value.(ast.Value)
+	if !ok {
+		return b, fmt.Errorf("the manifest of bundle %s is a %T", name, value)
+	}
+	manifest, err := ast.JSON(stored)
 	if err != nil {
 		return b, err
 	}
