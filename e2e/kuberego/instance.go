@@ -42,6 +42,7 @@ type Instance struct {
 	args       []string
 	address    string // of the webhook
 	diagnostic string // of /status and its kin
+	api        string // of OPA's REST API
 }
 
 // Status is what kube-rego says at /status.
@@ -57,7 +58,30 @@ type Status struct {
 	Replicas []Replica `json:"replicas"`
 	// Replication are the resources whose objects are in data, or should be.
 	Replication []Resource `json:"replication"`
-	Modules     []Module   `json:"modules"`
+	// Bundles are those that OPA's configuration names, Plugins the parts of OPA that it starts.
+	Bundles []Bundle `json:"bundles"`
+	Plugins []Plugin `json:"plugins"`
+	Modules []Module `json:"modules"`
+}
+
+// Bundle is one of OPA's bundles.
+type Bundle struct {
+	Name string `json:"name"`
+	// Revision and Roots are those of the one in force.
+	Revision string   `json:"revision"`
+	Roots    []string `json:"roots"`
+	// State is active, failed or loading; Error says why the newest is not in force.
+	State string `json:"state"`
+	Error string `json:"error"`
+	// LastSuccess is when the one in force was activated.
+	LastSuccess string `json:"lastSuccess"`
+}
+
+// Plugin is a part of OPA that its configuration starts.
+type Plugin struct {
+	Name    string `json:"name"`
+	State   string `json:"state"`
+	Message string `json:"message"`
 }
 
 // Resource is a resource of the cluster whose objects policies read.
@@ -116,6 +140,9 @@ func (i *Instance) Args() []string { return slices.Clone(i.args) }
 // URL is the address of the webhook. Its certificate is for the Service; the CA is in the webhook configuration.
 func (i *Instance) URL() string { return "https://" + i.address + "/" }
 
+// APIURL is the address of OPA's REST API over plain HTTP, without a slash at the end.
+func (i *Instance) APIURL() string { return "http://" + i.api }
+
 // DiagnosticURL is the address of /healthz, /readyz, /metrics and /status, without a slash at the end.
 func (i *Instance) DiagnosticURL() string { return "http://" + i.diagnostic }
 
@@ -136,6 +163,9 @@ func (i *Instance) Kill() error { return i.process.Kill() }
 
 // Signal sends a signal to the process.
 func (i *Instance) Signal(signal syscall.Signal) error { return i.process.Signal(signal) }
+
+// WaitReady waits until /readyz says so.
+func (i *Instance) WaitReady(ctx context.Context) error { return i.process.WaitReady(ctx, i.Ready) }
 
 // Ready is nil when /readyz says so, or why it is not.
 func (i *Instance) Ready(ctx context.Context) error {

@@ -216,7 +216,7 @@ func (i *Installation) start(ctx context.Context, port int) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := instance.process.WaitReady(ctx, instance.Ready); err != nil {
+	if err := instance.WaitReady(ctx); err != nil {
 		return nil, errors.Join(err, instance.Stop())
 	}
 	return instance, nil
@@ -230,22 +230,13 @@ func (i *Installation) launch(ctx context.Context, port int, args ...string) (*I
 	if err := i.cfg.Cluster.ServiceAccountKubeconfig(ctx, namespace, name, i.Kubeconfig()); err != nil {
 		return nil, err
 	}
-	ports, err := loopback.FreePorts(1)
-	if err != nil {
+	i.started++
+	instance := &Instance{cluster: i.cfg.Cluster}
+	if err := instance.chooseAddresses(); err != nil {
 		return nil, err
 	}
-	i.started++
-	instance := &Instance{
-		cluster:    i.cfg.Cluster,
-		address:    loopback.Address(port),
-		diagnostic: loopback.Address(ports[0]),
-	}
-	instance.args = append(container.Args,
-		"--kubeconfig="+i.Kubeconfig(),
-		"--addr="+instance.address,
-		"--diagnostic-addr="+instance.diagnostic,
-	)
-	instance.args = slices.Concat(instance.args, i.cfg.Args, args)
+	instance.address = loopback.Address(port)
+	instance.args = slices.Concat(container.Args, []string{"--kubeconfig=" + i.Kubeconfig()}, instance.addressArgs(), i.cfg.Args, args)
 	instance.process, err = process.Start(process.Config{
 		Dir:  i.cfg.Dir,
 		Name: fmt.Sprintf("%s-%d", name, i.started),
