@@ -21,8 +21,8 @@ type deviation struct {
 	only string
 	// concerns says which questions are answered otherwise, of which OPA's answer is known: all of them must be.
 	concerns func(q question, opa answer) bool
-	// check is an error if the answer is not the one that is meant.
-	check func(q question, opa, kubeRego answer) error
+	// mend takes it out of both answers, or says that it is not the one that is meant.
+	mend func(q question, opa, kubeRego *answer) error
 }
 
 // routes are what is served: the methods of each path, and of the paths below it if it ends in a slash.
@@ -89,7 +89,7 @@ var deviations = []deviation{{
 		atOnce := opa.status == http.StatusMovedPermanently || q.method == http.MethodHead && opa.status == http.StatusMethodNotAllowed
 		return q.allowed() != "" && !q.serves() && !atOnce && !q.cleaned(opa) && !refused(opa)
 	},
-	check: func(q question, _, kubeRego answer) error {
+	mend: instead(func(q question, kubeRego answer) error {
 		if q.method == http.MethodHead && kubeRego.status == http.StatusMethodNotAllowed {
 			return nil // without a word, as OPA elsewhere
 		}
@@ -100,26 +100,26 @@ var deviations = []deviation{{
 			return fmt.Errorf("it should allow %q", q.allowed())
 		}
 		return apiError(kubeRego, http.StatusMethodNotAllowed, "method_not_allowed", q.method, "ConfigMaps")
-	},
+	}),
 }, {
 	what:    "paths that are not listed above, `/metrics` and the page at `GET /` among them: `404` with an error in OPA's form",
 	because: "what is listed is what was looked at; metrics and the state of kube-rego are at `--diagnostic-addr`",
 	concerns: func(q question, opa answer) bool {
 		return q.allowed() == "" && !q.cleaned(opa) && !refused(opa) && opa.status != http.StatusBadRequest
 	},
-	check: func(q question, _, kubeRego answer) error {
+	mend: instead(func(q question, kubeRego answer) error {
 		if q.method == http.MethodHead && kubeRego.status == http.StatusNotFound {
 			return nil // has no body
 		}
 		return apiError(kubeRego, http.StatusNotFound, "resource_not_found")
-	},
+	}),
 }, {
 	what:     "a body with `Content-Encoding: gzip` that is no gzip: `400`",
 	because:  "OPA panics and closes the connection, as long as it has seen no good one",
 	concerns: func(_ question, opa answer) bool { return opa.status == 0 },
-	check: func(_ question, _, kubeRego answer) error {
+	mend: instead(func(_ question, kubeRego answer) error {
 		return apiError(kubeRego, http.StatusBadRequest, "invalid_parameter", "could not decompress the body: ")
-	},
+	}),
 }, {
 	what:    "queries that call `http.send`, `opa.runtime`, `net.lookup_ip_addr`, `json.match_schema` or `json.verify_schema`: `400`, undefined function",
 	because: "they lend the authority of the process, its network, files and environment; `--enable-builtin` switches them on, but for `http.send`, which OPA refuses in queries too, in other words",
@@ -127,89 +127,150 @@ var deviations = []deviation{{
 		text, _ := url.QueryUnescape(q.target)
 		return strings.HasSuffix(q.path(), "/query") && builtinsOff.MatchString(text+q.body) || q.path() == "/v1/compile" && builtinsOff.MatchString(q.body)
 	},
-	check: func(_ question, _, kubeRego answer) error {
+	mend: instead(func(_ question, kubeRego answer) error {
 		if !bytes.Contains(kubeRego.body, []byte(`"message": "undefined function `)) {
 			return errors.New("no function is undefined")
 		}
 		return apiError(kubeRego, http.StatusBadRequest, "invalid_parameter", "error(s) occurred while compiling ")
-	},
+	}),
 }, {
 	what:    "`GET /v1/policies`: `ast` is the module as it is written",
 	because: "OPA shows what its compiler made of it, with names of its own; here modules of one package are compiled as one",
 	concerns: func(q question, opa answer) bool {
-		return strings.HasPrefix(q.path(), "/v1/policies") && opa.status == http.StatusOK
+		return q.method == http.MethodGet && strings.HasPrefix(q.path(), "/v1/policies") && opa.status == http.StatusOK && !strings.Contains(q.path(), "first")
 	},
-	check: func(_ question, opa, kubeRego answer) error {
-		var err [2]error
-		opa.body, err[0] = withoutRules(opa.body)
-		kubeRego.body, err[1] = withoutRules(kubeRego.body)
-		return errors.Join(err[0], err[1], sameBut(opa, kubeRego, "Content-Length"))
+	mend: func(_ question, opa, kubeRego *answer) error {
+		return errors.Join(withoutRules(opa), withoutRules(kubeRego))
 	},
 }, {
-	what:    "`GET /v1/status` has no metrics",
-	because: "they are those of the process, and at `--diagnostic-addr`",
+	what:    "`GET /v1/status` has no metrics of the process, and of a bundle not the time to parse its data",
+	because: "those of the process are at `--diagnostic-addr`; data is parsed by ourselves",
 	concerns: func(q question, opa answer) bool {
 		return q.path() == "/v1/status" && bytes.Contains(opa.body, []byte(`"metrics"`))
 	},
-	check: func(_ question, opa, kubeRego answer) error {
-		opa.body = ownMetrics.ReplaceAll(opa.body, nil)
-		return sameBut(opa, kubeRego, "Content-Length")
+	mend: func(_ question, opa, _ *answer) error {
+		opa.replace(dataParsed, "")
+		return opa.without(ownMetrics)
 	},
 }, {
 	what:     "with `decision_logs` there is a `data.system.log.mask`, unless you define one",
 	because:  "what is in a Secret has no place in a log",
 	only:     configured,
 	concerns: func(q question, _ answer) bool { return strings.HasSuffix(q.path(), "/data/system") },
-	check: func(_ question, opa, kubeRego answer) error {
-		kubeRego.body = ownMask.ReplaceAll(kubeRego.body, nil)
-		return sameBut(opa, kubeRego, "Content-Length")
-	},
+	mend:     func(_ question, _, kubeRego *answer) error { return kubeRego.without(ownMask) },
 }, {
 	what:     "with `decision_logs`, `GET /v1/config` shows a `reporting.buffer_size_limit_bytes` of 64 MiB, unless you set one",
 	because:  "OPA keeps all that it cannot send, until decisions have no memory left",
 	only:     configured,
 	concerns: func(q question, _ answer) bool { return q.path() == "/v1/config" },
-	check: func(_ question, opa, kubeRego answer) error {
-		kubeRego.body = ownLimit.ReplaceAll(kubeRego.body, nil)
-		return sameBut(opa, kubeRego, "Content-Length")
+	mend:     func(_ question, _, kubeRego *answer) error { return kubeRego.without(ownLimit) },
+}, {
+	what:    "a module of a bundle is called `bundle:<bundle>/<path>`",
+	because: "a bundle may be called like a namespace; OPA says `<bundle>/<path>`, or `/<path>` where it is told in an error",
+	only:    bundled,
+	concerns: func(q question, opa answer) bool {
+		return bundleFile.Match(opa.body) || strings.HasPrefix(q.path(), "/v1/policies") && !strings.HasSuffix(q.path(), "/opa/main/main.rego")
+	},
+	mend: func(q question, opa, kubeRego *answer) error {
+		kubeRego.replace(ownFile, "/main.rego")
+		switch q.path() {
+		case "/v1/policies":
+			return errors.Join(opa.sort(), kubeRego.sort())
+		case "/v1/policies/first/main.rego":
+			return instead(func(_ question, kubeRego answer) error {
+				return apiError(kubeRego, http.StatusNotFound, "resource_not_found")
+			})(q, opa, kubeRego)
+		case "/v1/policies/bundle:second/main.rego":
+			return instead(func(_ question, kubeRego answer) error {
+				if kubeRego.status != http.StatusOK || !bytes.Contains(kubeRego.body, []byte(`package other`)) {
+					return errors.New("it is not there")
+				}
+				return nil
+			})(q, opa, kubeRego)
+		}
+		return nil
+	},
+}, {
+	what:    "with `?instrument` nothing is in the query cache: `counter_server_query_cache_hit` is 0, and there are times of preparing the query",
+	because: "OPA's compiler is written to then, which others read at the same time",
+	concerns: func(q question, opa answer) bool {
+		return strings.Contains(q.target, "instrument") && (cacheHit.Match(opa.body) || strings.HasPrefix(q.path(), "/v1/compile/") && opa.status == http.StatusOK)
+	},
+	mend: func(_ question, opa, kubeRego *answer) error {
+		for _, each := range []*regexp.Regexp{cacheHits, timers} {
+			opa.replace(each, "")
+			kubeRego.replace(each, "")
+		}
+		return nil
 	},
 }}
 
-// sameBut is an error if two answers differ in anything but a header.
-func sameBut(opa, kubeRego answer, header string) error {
-	opa.header, kubeRego.header = opa.header.Clone(), kubeRego.header.Clone()
-	opa.header.Del(header)
-	kubeRego.header.Del(header)
-	if differ := same(opa, kubeRego); differ != "" {
-		return fmt.Errorf("%s differ too", differ)
+// instead is for an answer that is another one, which check knows.
+func instead(check func(q question, kubeRego answer) error) func(question, *answer, *answer) error {
+	return func(q question, opa, kubeRego *answer) error {
+		err := check(q, *kubeRego)
+		*kubeRego = *opa
+		return err
 	}
+}
+
+// replace changes what is found in the body.
+func (a *answer) replace(found *regexp.Regexp, text string) {
+	a.body = found.ReplaceAll(a.body, []byte(text))
+}
+
+// without takes something out of the body that must be there.
+func (a *answer) without(found *regexp.Regexp) error {
+	if !found.Match(a.body) {
+		return fmt.Errorf("there is no %s", found)
+	}
+	a.replace(found, "")
 	return nil
 }
 
 var (
 	ownMask    = regexp.MustCompile(`,"log":\{"mask":\[\]\}`)
 	ownLimit   = regexp.MustCompile(`,\s*"reporting": ?\{\s*"buffer_size_limit_bytes": ?67108864\s*\}`)
-	ownMetrics = regexp.MustCompile(`"metrics": ?\{[^}]*\},\s*`)
+	ownMetrics = regexp.MustCompile(`"metrics": ?\{\s*"prometheus": ?"metrics"\s*\},\s*`)
+	cacheHit   = regexp.MustCompile(`"counter_server_query_cache_hit": ?1`)
+	cacheHits  = regexp.MustCompile(`"counter_server_query_cache_hit": ?[01],?\s*`)
+	timers     = regexp.MustCompile(`,?\s*"timer_[a-z_]+_ns": ?0`)
+	dataParsed = regexp.MustCompile(`"timer_rego_data_parse_ns": ?0,\s*`)
+	ownFile    = regexp.MustCompile(`bundle:(first|second)/main\.rego`)
 )
 
-// withoutRules is an answer of GET /v1/policies of which each ast has its package only.
-func withoutRules(body []byte) ([]byte, error) {
-	var answer struct{ Result json.RawMessage }
-	if err := json.Unmarshal(body, &answer); err != nil {
-		return nil, err
+// sort sorts a body that is a list.
+func (a *answer) sort() error {
+	var list []json.RawMessage
+	if err := json.Unmarshal(a.body, &list); err != nil {
+		return err
 	}
-	type policy struct {
+	slices.SortFunc(list, func(a, b json.RawMessage) int { return bytes.Compare(a, b) })
+	body, err := json.Marshal(list)
+	a.body = body
+	return err
+}
+
+// withoutRules leaves of each ast in an answer of GET /v1/policies its package only.
+func withoutRules(a *answer) error {
+	var all struct{ Result json.RawMessage }
+	if err := json.Unmarshal(a.body, &all); err != nil {
+		return err
+	}
+	type module struct {
 		ID, Raw string
 		AST     struct{ Package any }
 	}
-	var list []policy
-	if err := json.Unmarshal(answer.Result, &list); err != nil {
-		list = make([]policy, 1)
-		if err := json.Unmarshal(answer.Result, &list[0]); err != nil {
-			return nil, err
+	var list []module
+	if err := json.Unmarshal(all.Result, &list); err != nil {
+		list = make([]module, 1)
+		if err := json.Unmarshal(all.Result, &list[0]); err != nil {
+			return err
 		}
 	}
-	return json.Marshal(list)
+	body, err := json.Marshal(list)
+	a.body = body
+	return err
 }
 
 // builtinsOff are the built-ins that are off unless they are switched on.

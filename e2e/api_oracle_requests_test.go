@@ -635,3 +635,32 @@ func versionZeroQuestions() []questions {
 		{"filters", with("Accept: application/vnd.opa.sql.postgresql+json", post("/v1/compile/rules/include", `{"unknowns": ["input.pets"]}`, `{}`))},
 	}
 }
+
+// bundlePaths are below what the bundle brings, and beside it.
+var bundlePaths = []string{
+	"", "/bundled", "/bundled/allow", "/bundled/admins", "/bundled/text", "/bundled/number", "/bundled/wrong", "/bundled/nowhere", "/other", "/other/admins",
+	"/other/greeting", "/shared", "/shared/data",
+	"/shared/data/users/0", "/system/bundles", "/system/bundles/first", "/system/bundle", "/app/rbac/allow",
+}
+
+// bundleQuestions are for a server that has a bundle too.
+func bundleQuestions() []questions {
+	var data []question
+	for _, path := range bundlePaths {
+		both := slices.Concat(get("/v1/data"+path), post("/v1/data"+path, input(alice), input(conflict)), post("/v0/data"+path, alice))
+		data = append(data, both...)
+		data = append(data, withParameters(both, "provenance&pretty", "instrument")...)
+		if path != "" { // that of everything is long
+			data = append(data, withParameters(both, "explain=full")...)
+		}
+	}
+	filters := with("Accept: application/vnd.opa.sql.postgresql+json", post("/v1/compile/filters/include", `{"unknowns": ["input.pets"], "input": {"user": "alice"}}`))
+	return []questions{
+		{"data", data},
+		{"policies", get("/v1/policies", "/v1/policies/first/main.rego", "/v1/policies/bundle:second/main.rego", "/v1/policies/opa/main/main.rego")},
+		{"queries", get("/v1/query?q="+url.QueryEscape("x = data.bundled.admins"), "/v1/query?q="+url.QueryEscape("x = data.system.bundles"))},
+		{"partial evaluation", slices.Concat(post("/v1/compile", `{"query": "data.bundled.allow", "unknowns": ["input"]}`), filters)},
+		{"configuration and status", get("/v1/config", "/v1/status", "/v1/status?pretty")},
+		{"health", withParameters(get("/health", "/health/live"), healthParameters...)},
+	}
+}
