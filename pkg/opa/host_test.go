@@ -563,3 +563,44 @@ func TestABodyThatOnlySaysItIsCompressed(t *testing.T) {
 		}
 	}
 }
+
+// What http.send got is kept as the configuration says, for decisions of the webhook too.
+func TestAnswersAreCachedAsConfigured(t *testing.T) {
+	for name, test := range map[string]struct {
+		configuration string
+		want          int64
+	}{
+		"kept":              {"{}", 1},
+		"too large to keep": {"caching: {inter_query_builtin_cache: {max_size_bytes: 10}}", 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				asked.Add(1)
+				w.Header().Set("Content-Type", "application/json")
+				_, _ = w.Write([]byte(`{"x": "a text of more than ten bytes"}`))
+			}))
+			defer other.Close()
+			h := run(t, test.configuration)
+			c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoV1, Builtins: []string{"http.send"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := policy.ID{Namespace: "opa", Name: "a", Key: "main"}
+			source := fmt.Sprintf("package k\nx := http.send({\"method\": \"get\", \"url\": %q, \"force_cache\": true, \"force_cache_duration_seconds\": 100}).body.x", other.URL)
+			snapshot, report := c.Compile(c.Empty(), policy.NewSet(policy.Module{ID: id, Source: source}))
+			if len(report.Held()) > 0 {
+				t.Fatalf("held: %v", report.Held())
+			}
+			h.engine.Activate(snapshot)
+			for range 3 {
+				if _, err := h.engine.Decide(t.Context(), "k/x", nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if asked.Load() != test.want {
+				t.Errorf("it was asked %d times, want %d", asked.Load(), test.want)
+			}
+		})
+	}
+}
