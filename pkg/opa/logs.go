@@ -54,11 +54,12 @@ func (l *decisionLogs) prepare(manager *plugins.Manager) {
 	}
 }
 
-// drops are OPA's counters of decisions that its plugin could not keep or send.
+// drops are OPA's counters of what its plugin could not keep or send. Of a buffer that is
+// full of bytes whole parts are dropped, with hundreds of decisions, and each counts once;
+// OPA counts it a second time under another name.
 var drops = []string{
 	"decision_logs_dropped_rate_limit_exceeded",
 	"decision_logs_dropped_buffer_size_limit_exceeded",
-	"decision_logs_dropped_buffer_size_limit_bytes_exceeded",
 	"decision_logs_encoding_failure",
 }
 
