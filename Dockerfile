@@ -7,8 +7,8 @@
 # For another architecture build with GOARCH=… into another file and name it with --build-arg BINARY=….
 FROM scratch
 
-# No CA certificates: the API server's CA comes with the service account, and kube-rego calls nobody else. A policy that
-# is given http.send needs a CA file mounted and SSL_CERT_FILE set to it.
+# No CA certificates: the API server's CA comes with the service account. Services of --opa-config name theirs
+# (tls.ca_cert); a policy that is given http.send needs a CA file mounted and SSL_CERT_FILE set to it.
 ARG BINARY=bin/linux/kube-rego
 COPY ${BINARY} /kube-rego
 

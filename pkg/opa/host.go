@@ -38,7 +38,7 @@ type Config struct {
 	Engine *engine.Engine
 	// Gate decides about bundles.
 	Gate Gate
-	// Look is called when something came to be known that Pending speaks of.
+	// Look is called when a bundle or a plugin is in another state.
 	Look func()
 	// Registry takes the metrics of OPA's status plugin.
 	Registry prometheus.Registerer
@@ -120,7 +120,7 @@ func (h *Host) options() sdk.Options {
 		Config:        bytes.NewReader(h.config.Configuration.text),
 		Logger:        newLogger(h.config.Log),
 		ConsoleLogger: newConsole(os.Stderr),
-		Ready:         make(chan struct{}), // what is not ready says Pending
+		Ready:         make(chan struct{}), // what is not ready says Ready
 		RegoVersion:   version,
 		Store:         h.store,
 		ManagerOpts: []func(*plugins.Manager){
