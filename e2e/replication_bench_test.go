@@ -23,10 +23,8 @@ import (
 	"k8s.io/client-go/dynamic"
 
 	"github.com/kube-rego/kube-rego/e2e/internal/gotool"
-	"github.com/kube-rego/kube-rego/e2e/internal/loopback"
 	"github.com/kube-rego/kube-rego/e2e/internal/process"
 	"github.com/kube-rego/kube-rego/e2e/kuberego"
-	"github.com/kube-rego/kube-rego/e2e/programs"
 )
 
 const (
@@ -164,26 +162,7 @@ func measured(b *testing.B, f *footprint) process.Memory {
 // startOPA runs OPA's own server, as in a pod with kube-mgmt.
 func startOPA(b *testing.B, name string, f *footprint) (url string) {
 	b.Helper()
-	path, err := programs.BuildOPA(b.Context(), programs.Config{Progress: os.Stderr})
-	if err != nil {
-		b.Fatal(err)
-	}
-	ports, err := loopback.FreePorts(1)
-	if err != nil {
-		b.Fatal(err)
-	}
-	url = "http://" + loopback.Address(ports[0])
-	p, err := process.Start(process.Config{Dir: b.TempDir(), Name: "opa-" + name, Path: path, Args: []string{
-		"run", "--server", "--addr=" + loopback.Address(ports[0]), "--log-level=error", "--skip-version-check",
-	}})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = p.Stop() })
-	eventually(b, "OPA is there", func(ctx context.Context) error {
-		_, err := ask(ctx, http.MethodGet, url+"/health", nil)
-		return err
-	})
+	p, url := runOPA(b, name, "--log-level=error")
 	f.measure = p.Memory
 	f.empty = measured(b, f)
 	return url
