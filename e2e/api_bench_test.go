@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -24,7 +25,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
+	uids "k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/kube-rego/kube-rego/e2e/internal/loopback"
 	"github.com/kube-rego/kube-rego/e2e/internal/process"
@@ -61,7 +62,8 @@ type subject struct {
 	name    string
 	process interface{ CPUTime() (time.Duration, error) }
 	url     string
-	body    string
+	// bodies are what it is asked, one of them at random.
+	bodies []string
 	// dropped is how many decision logs it could not send; nil: it does not say.
 	dropped func(context.Context) (float64, error)
 	// answered is called after each answer, if there is one.
@@ -70,7 +72,7 @@ type subject struct {
 
 // ask makes one request, which must be answered.
 func (s subject) ask(ctx context.Context) (string, error) {
-	status, text, err := send(ctx, keepsConnections, http.MethodPost, s.url, s.body)
+	status, text, err := send(ctx, keepsConnections, http.MethodPost, s.url, s.bodies[rand.IntN(len(s.bodies))])
 	if err == nil && status != http.StatusOK {
 		err = fmt.Errorf("%s answers HTTP %d: %s", s.name, status, text)
 	}
@@ -232,7 +234,7 @@ func newTable() *tabwriter.Writer {
 // kinds are what policies are about, one in eight about Pods.
 var kinds = []string{"Pod", "Service", "Deployment", "Ingress", "Job", "CronJob", "StatefulSet", "DaemonSet"}
 
-// aboutImages are policies of one package that look at the images of one kind each. The first refuses that of podReview.
+// aboutImages are policies of one package that look at the images of one kind each. Some refuse some of podReviews.
 func aboutImages(n int) []*corev1.ConfigMap {
 	var all []*corev1.ConfigMap
 	for i := range n {
@@ -249,30 +251,43 @@ deny contains message if {
 	return all
 }
 
-// podReview is what an API server asks about a Pod of a Deployment.
-func podReview(b *testing.B) string {
+// reviewCount is how many different reviews there are: the same again and again would compress to nothing in logs.
+const reviewCount = 200
+
+// podReviews are what an API server asks about Pods of as many Deployments, put between two texts.
+func podReviews(b *testing.B, before, after string) []string {
 	b.Helper()
-	owner := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "team-01", Name: "service-0", UID: types.UID("16a9380f-ab34-4ddc-87ae-0f0517d1bd7e")}}
-	pod := newPod(owner, 0, 0)
+	var all []string
+	for n := range reviewCount {
+		all = append(all, before+inJSON(b, podReview(n))+after)
+	}
+	return all
+}
+
+func podReview(n int) admissionv1.AdmissionReview {
+	owner := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{
+		Namespace: fmt.Sprintf("team-%02d", n%podNamespaces), Name: fmt.Sprintf("service-%d", n), UID: uids.NewUUID(),
+	}}
+	pod := newPod(owner, n, 0)
 	pod.TypeMeta, pod.Status = metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, corev1.PodStatus{}
 	sidecar := pod.Spec.Containers[0]
 	sidecar.Name, sidecar.Image = "sidecar", "registry.example.com/sidecar:v3.14.0"
 	pod.Spec.Containers = append(pod.Spec.Containers, sidecar)
 	kind := metav1.GroupVersionKind{Version: "v1", Kind: "Pod"}
 	resource := metav1.GroupVersionResource{Version: "v1", Resource: "pods"}
-	return inJSON(b, admissionv1.AdmissionReview{
+	return admissionv1.AdmissionReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: "admission.k8s.io/v1", Kind: "AdmissionReview"},
 		Request: &admissionv1.AdmissionRequest{
-			UID: "0f1d3a52-5a5e-4f41-9c3c-4b7f0a0cf012", Kind: kind, RequestKind: &kind, Resource: resource, RequestResource: &resource,
+			UID: uids.NewUUID(), Kind: kind, RequestKind: &kind, Resource: resource, RequestResource: &resource,
 			Name: pod.Name, Namespace: pod.Namespace, Operation: admissionv1.Create,
 			UserInfo: authenticationv1.UserInfo{
-				Username: "system:serviceaccount:kube-system:replicaset-controller", UID: "c1b8c3c5-5be6-4a5a-9d4f-6f0c6a6cbb7e",
+				Username: "system:serviceaccount:kube-system:replicaset-controller", UID: string(uids.NewUUID()),
 				Groups: []string{"system:serviceaccounts", "system:serviceaccounts:kube-system", "system:authenticated"},
 			},
 			Object:  runtime.RawExtension{Object: pod},
 			Options: runtime.RawExtension{Raw: []byte(`{"kind":"CreateOptions","apiVersion":"meta.k8s.io/v1"}`)},
 		},
-	})
+	}
 }
 
 // accessReview is what an API server asks about a user.
@@ -338,19 +353,20 @@ func asFiles(b *testing.B, policies []*corev1.ConfigMap) (dir string) {
 
 // besides are the servers of the same API over the same policies. The chart of kube-mgmt lets OPA log each request, which
 // takes time, so there is one that does not, too.
-func besides(b *testing.B, policies []*corev1.ConfigMap, path, body string) []subject {
+func besides(b *testing.B, policies []*corev1.ConfigMap, path string, bodies []string) []subject {
 	b.Helper()
 	kubeRego := serve(b, policies)
 	dir := asFiles(b, policies)
 	quiet, quietURL := runOPA(b, "quiet", "--log-level=error", dir)
 	chart, chartURL := runOPA(b, "chart", "--log-level=info", "--log-format=json", dir)
 	subjects := []subject{
-		{name: "kube-rego", process: kubeRego, url: kubeRego.APIURL() + path, body: body},
-		{name: "OPA, no log", process: quiet, url: quietURL + path, body: body},
-		{name: "OPA as in the chart", process: chart, url: chartURL + path, body: body},
+		{name: "kube-rego", process: kubeRego, url: kubeRego.APIURL() + path, bodies: bodies},
+		{name: "OPA, no log", process: quiet, url: quietURL + path, bodies: bodies},
+		{name: "OPA as in the chart", process: chart, url: chartURL + path, bodies: bodies},
 	}
 	var answers []string
 	for _, s := range subjects {
+		s.bodies = bodies[:1]
 		answer, err := s.ask(b.Context())
 		if err != nil {
 			b.Fatal(err)
@@ -365,24 +381,25 @@ func besides(b *testing.B, policies []*corev1.ConfigMap, path, body string) []su
 
 // BenchmarkAPI measures requests to OPA's REST API of kube-rego and of OPA's own server, side by side.
 func BenchmarkAPI(b *testing.B) {
-	review := podReview(b)
+	reviews := podReviews(b, `{"input":`, `}`)
 	authorization := []*corev1.ConfigMap{policy(opa, "authorization", "main", readers("jane"))}
 	const admission = "/v1/data/kubernetes/admission/deny"
 	for _, c := range []struct {
-		name       string
-		policies   []*corev1.ConfigMap
-		path, body string
+		name     string
+		policies []*corev1.ConfigMap
+		path     string
+		bodies   []string
 	}{
-		{"modules=1", aboutImages(1), admission, `{"input":` + review + `}`},
-		{"modules=64", aboutImages(64), admission, `{"input":` + review + `}`},
-		{"modules=1000", aboutImages(1000), admission, `{"input":` + review + `}`},
-		{"SubjectAccessReview", authorization, "/v0/data/authorization/review", accessReview},
+		{"modules=1", aboutImages(1), admission, reviews},
+		{"modules=64", aboutImages(64), admission, reviews},
+		{"modules=1000", aboutImages(1000), admission, reviews},
+		{"SubjectAccessReview", authorization, "/v0/data/authorization/review", []string{accessReview}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				subjects := besides(b, c.policies, c.path, c.body)
+				subjects := besides(b, c.policies, c.path, c.bodies)
 				w := newTable()
-				fmt.Printf("\nPOST %s with %.1f kB, %s:\n", c.path, kilobytes(len(c.body)), c.name)
+				fmt.Printf("\nPOST %s with %.1f kB, %s:\n", c.path, kilobytes(len(c.bodies[0])), c.name)
 				fmt.Fprintln(w, outcomeHead)
 				for _, clients := range []int{1, manyClients} {
 					outcomes := sideBySide(b, subjects, atFullSpeed(clients))
@@ -397,7 +414,7 @@ func BenchmarkAPI(b *testing.B) {
 
 // withLogs are instances over the same policies that differ in whether decisions are logged. The first two do not differ:
 // their ratio is what the machine makes of equals.
-func withLogs(b *testing.B, body string) []subject {
+func withLogs(b *testing.B, bodies []string) []subject {
 	b.Helper()
 	taking, hanging := newCollector(b), newCollector(b)
 	taking.answersWith(func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
@@ -422,7 +439,7 @@ func withLogs(b *testing.B, body string) []subject {
 	} {
 		instance := serve(b, policies, c.args...).Instance
 		subjects = append(subjects, subject{
-			name: c.name, process: instance, url: instance.URL(), body: body,
+			name: c.name, process: instance, url: instance.URL(), bodies: bodies,
 			dropped: func(ctx context.Context) (float64, error) {
 				return metric(ctx, instance, "kube_rego_decision_logs_dropped_total")
 			},
@@ -464,7 +481,7 @@ func (s subject) busyBeside(b *testing.B, cost time.Duration) subject {
 // them takes processor time, which may be missing elsewhere: so there is a third kind of them, not logged, while something
 // else takes as much. Logs are not to cost more than that.
 func BenchmarkDecisionLogs(b *testing.B) {
-	body := podReview(b)
+	reviews := podReviews(b, "", "")
 	for _, c := range []struct {
 		name string
 		ask  turn
@@ -475,9 +492,9 @@ func BenchmarkDecisionLogs(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			for b.Loop() {
-				subjects := withLogs(b, body)
+				subjects := withLogs(b, reviews)
 				outcomes := sideBySide(b, subjects, c.ask)
-				fmt.Printf("\nPOST / to the webhook with %.1f kB, over TLS, 64 modules:\n", kilobytes(len(body)))
+				fmt.Printf("\nPOST / to the webhook with %.1f kB, over TLS, 64 modules:\n", kilobytes(len(reviews[0])))
 				w := newTable()
 				fmt.Fprintln(w, outcomeHead)
 				printOutcomes(w, c.name, subjects, outcomes)
@@ -519,16 +536,16 @@ func late(message string) string {
 // changingServers are kube-rego and OPA over so many modules, and how to change one more.
 func changingServers(b *testing.B, modules int) []changing {
 	b.Helper()
-	body := podReview(b)
 	policies := aboutImages(modules)
-	path, input := "/v1/data/kubernetes/admission/deny", `{"input":`+body+`}`
+	const path = "/v1/data/kubernetes/admission/deny"
+	inputs := podReviews(b, `{"input":`, `}`)
 
 	kubeRego := serve(b, append(slices.Clone(policies), policy(opa, "main", "main", entrypoint)))
-	webhook := subject{name: "the webhook", url: kubeRego.URL(), body: body}
+	webhook := subject{name: "the webhook", url: kubeRego.URL(), bodies: podReviews(b, "", "")}
 	server, url := runOPA(b, "changing", "--log-level=error", asFiles(b, policies))
 	return []changing{
 		{
-			subject{name: "kube-rego", process: kubeRego, url: kubeRego.APIURL() + path, body: input},
+			subject{name: "kube-rego", process: kubeRego, url: kubeRego.APIURL() + path, bodies: inputs},
 			func(b *testing.B, message string) {
 				kubeRego.apply(b, policy(opa, "late", "main", late(message)))
 				// Not by the API, whose first answer is what counts.
@@ -542,7 +559,7 @@ func changingServers(b *testing.B, modules int) []changing {
 			},
 		},
 		{
-			subject{name: "OPA", process: server, url: url + path, body: input},
+			subject{name: "OPA", process: server, url: url + path, bodies: inputs},
 			func(b *testing.B, message string) {
 				if _, err := ask(b.Context(), http.MethodPut, url+"/v1/policies/late", []byte(late(message))); err != nil {
 					b.Fatal(err)
