@@ -162,6 +162,14 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 				{now: written{"a": "package a\nx := data.lib.g(7)"}, bundles: ptr(libBundle("g(x) := x")), inForce: "[opa/a/main]", decides: map[string]string{"a/x": "7"}},
 			},
 		},
+		"a bundle that owns everything does not take all policies out": {
+			now: written{"a": "package a\nx := 1"},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "all", Roots: [][]string{{}}}}}, refused: "bundle all has no roots in its manifest", inForce: "waiting for bundles"},
+				{late: true, inForce: "[opa/a/main]"},
+			},
+		},
 		"a bundle that was configured no more is configured again": {
 			now: written{"a": calls},
 			steps: []step{

@@ -135,7 +135,10 @@ func (l *loop) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-l.welcome():
-			p.answer <- l.consider(ctx, p.set)
+			l.update(func(s *state) { s.busySince = time.Now() })
+			err := l.consider(ctx, p.set)
+			l.update(func(s *state) { s.busySince = time.Time{} })
+			p.answer <- err
 			continue
 		case <-l.trigger:
 		}

@@ -78,7 +78,7 @@ func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.S
 	if err != nil {
 		return nil, err
 	}
-	if snapshot.Fingerprint() != history.Fingerprint() {
+	if snapshot.Fingerprint() != history.Fingerprint() || !snapshot.Compiles() {
 		l.log.Warn("the writer has a set in force that does not compile here; keeping ours", "fingerprint", history.Fingerprint())
 		return l.snapshot, nil
 	}

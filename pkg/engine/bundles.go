@@ -55,6 +55,9 @@ var noBundles = &Bundles{made: &BundleSet{}, data: newBranch(0)}
 // in lists of policies: bundle names and paths may look like namespaces and names.
 const bundlePrefix = "bundle:"
 
+// Compiles is false for bundles alone that need a module.
+func (s *Snapshot) Compiles() bool { return !s.compiler.Failed() }
+
 // Owns reports whether the bundles own a path of data that a text names, as problems
 // name functions and rules.
 func (s *Snapshot) Owns(text string) bool {
@@ -92,6 +95,9 @@ func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.
 	}
 	if err := bundles.claims(previous.modules, c.parser.replicated); err != nil {
 		return nil, err
+	}
+	if owner := bundles.ownerOfAll(); owner != "" && len(wanted) > 0 {
+		return nil, fmt.Errorf("bundle %s has no roots in its manifest, so it owns all of data, and no policy of a ConfigMap could be in force: give it roots", owner)
 	}
 	if err := c.unknownReads(previous, bundles); err != nil {
 		return nil, err
@@ -191,7 +197,10 @@ func (c *Compiler) together(previous *Snapshot, bundles *Bundles, wanted policy.
 		held: make(map[policy.ID][]policy.Problem), warnings: make(map[policy.ID][]policy.Problem),
 	}
 	open := slices.DeleteFunc(s.changes(c.parser.parse(wanted), c.resources), func(c change) bool { return c.to == nil })
-	for len(open) > 0 {
+	for range c.trials {
+		if len(open) == 0 {
+			break
+		}
 		r, ok := s.try(open)
 		if ok {
 			return r, s.base
@@ -345,6 +354,16 @@ func (b *Bundles) owner(m *module) *ownership {
 		}
 	}
 	return nil
+}
+
+// ownerOfAll is the bundle that owns all of data; empty if none does.
+func (b *Bundles) ownerOfAll() string {
+	for _, bundle := range b.list {
+		if slices.ContainsFunc(bundle.Roots, func(root []string) bool { return len(root) == 0 }) {
+			return bundle.Name
+		}
+	}
+	return ""
 }
 
 func (o *ownership) problem(m *module) policy.Problem {

@@ -3,6 +3,7 @@ package engine
 import (
 	"crypto/sha256"
 	"errors"
+	"regexp"
 	"slices"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -19,6 +20,7 @@ type Snapshot struct {
 	bundles     *Bundles
 	fingerprint string
 	held        map[policy.ID]verdict // of the set that it was made for
+	missing     []string              // packages of held modules of trusted namespaces, of which nothing is in force
 }
 
 // verdict says that a change was held, and why.
@@ -176,7 +178,27 @@ func (c *Compiler) settle(
 			snapshot.held[ch.id] = verdict{digest: ch.digest(), problems: problems}
 		}
 	}
+	snapshot.missing = c.missing(snapshot, s.held, parsed)
 	return snapshot, report(snapshot, parsed, s)
+}
+
+// packageClause is how a module says which package it is of, also one that is broken.
+var packageClause = regexp.MustCompile(`(?m)^\s*package\s+([A-Za-z0-9_.]+)`)
+
+// missing are the packages of modules that nothing is in force of, if they may decide for
+// the whole cluster.
+func (c *Compiler) missing(s *Snapshot, held map[policy.ID][]policy.Problem, wanted map[policy.ID]*module) []string {
+	var packages []string
+	for id := range held {
+		m := wanted[id]
+		if _, isInForce := s.modules[id]; isInForce || m == nil || !slices.Contains(c.parser.trusted, id.Namespace) {
+			continue
+		}
+		if clause := packageClause.FindStringSubmatch(m.Source); clause != nil {
+			packages = append(packages, clause[1])
+		}
+	}
+	return packages
 }
 
 // renew takes over the modules that are in force as they are wanted, so that

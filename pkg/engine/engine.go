@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -236,8 +237,14 @@ func defines(compiler *ast.Compiler, path string) bool {
 	return len(compiler.GetRules(reference(path))) > 0
 }
 
-// DefinesRef is Defines for a path as OPA has it.
-func (s *Snapshot) DefinesRef(ref ast.Ref) bool { return len(s.compiler.GetRules(ref)) > 0 }
+// Claims reports whether the decision at a path is one that policies make: a rule of the
+// snapshot could give it a value, or one of the package would if it were not held, of a
+// module of which nothing is in force.
+func (s *Snapshot) Claims(ref ast.Ref) bool {
+	names := names(ref)
+	own := len(names) > 0 && slices.Contains(s.missing, strings.Join(names[:len(names)-1], "."))
+	return own || len(s.compiler.GetRules(ref)) > 0
+}
 
 // Decides reports whether rules in force give the value at path, and only rules: there
 // is no data at or below it.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -12,11 +11,13 @@ import (
 	"sync/atomic"
 
 	"github.com/open-policy-agent/opa/v1/logging"
+	"github.com/open-policy-agent/opa/v1/plugins"
 	"github.com/open-policy-agent/opa/v1/server"
 	"github.com/open-policy-agent/opa/v1/server/handlers"
 	"github.com/open-policy-agent/opa/v1/server/identifier"
 	"github.com/open-policy-agent/opa/v1/server/types"
 	"github.com/open-policy-agent/opa/v1/server/writer"
+	"github.com/open-policy-agent/opa/v1/storage/inmem"
 )
 
 // APIConfig says how the REST API is served.
@@ -38,9 +39,11 @@ type api struct {
 	// reconfigured is true if the configuration may have changed since the view was made.
 	reconfigured atomic.Bool
 
-	mu      sync.Mutex
-	view    *view        // of what is in force now
-	console http.Handler // what does not depend on a policy set
+	console http.Handler // what does not depend on a policy set; made by prepare
+
+	mu     sync.Mutex
+	view   *view  // of what is in force now
+	config string // of views
 }
 
 // readers are the patterns of requests that read, and by whom they are answered: a
@@ -200,6 +203,33 @@ func (a *api) serveConsole(w http.ResponseWriter, r *http.Request) { a.console.S
 // errNotRunning is the error before OPA's plugins run.
 var errNotRunning = errors.New("OPA's plugins do not run yet")
 
+// prepare makes what does not depend on a policy set. The error is one of the
+// configuration.
+func (a *api) prepare(ctx context.Context, manager *plugins.Manager) error {
+	router := http.NewServeMux()
+	// A store of its own, which it does not read: OPA's server keeps a transaction open if
+	// it cannot begin, and bundles would wait for that for ever.
+	if _, err := a.host.newServer(manager, inmem.New()).WithRouter(router).Init(ctx); err != nil {
+		return err
+	}
+	config, err := viewConfig(ctx, manager)
+	if err != nil {
+		return err
+	}
+	a.console, a.config = router, config
+	return nil
+}
+
+// reconfigure takes over what was discovered, if OPA's server can do with it.
+func (a *api) reconfigure(manager *plugins.Manager) {
+	config, err := viewConfig(context.Background(), manager)
+	if err != nil {
+		a.host.config.Log.Error("the discovered configuration of the API has a mistake; the one before stays in use", "error", err)
+		return
+	}
+	a.config = config
+}
+
 // current is the view of what is in force.
 func (a *api) current() (*view, error) {
 	now, manager := a.host.config.Engine.InForce(), a.host.running()
@@ -208,22 +238,13 @@ func (a *api) current() (*view, error) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.view != nil && a.view.inForce == now && !a.reconfigured.Load() {
+	if a.reconfigured.Swap(false) {
+		a.reconfigure(manager)
+	}
+	if a.view != nil && a.view.inForce == now && a.view.config == a.config {
 		return a.view, nil
 	}
-	a.reconfigured.Store(false)
-	config, err := viewConfig(manager)
-	if err != nil {
-		return nil, err
-	}
-	if a.console == nil {
-		router := http.NewServeMux()
-		if _, err := a.host.newServer(manager, a.host.store).WithRouter(router).Init(context.Background()); err != nil {
-			return nil, fmt.Errorf("making OPA's server: %w", err)
-		}
-		a.console = router
-	}
-	next, err := a.host.newView(now, config)
+	next, err := a.host.newView(now, a.config)
 	if err != nil {
 		return nil, err
 	}

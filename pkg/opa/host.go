@@ -100,6 +100,9 @@ func (h *Host) Run(ctx context.Context, drained <-chan struct{}) error {
 		opa.Stop(stop)
 	}()
 	h.manager.RegisterPluginStatusListener("kube-rego", func(map[string]*plugins.Status) { h.config.Look() })
+	if err := h.api.prepare(ctx, h.manager); err != nil {
+		return fmt.Errorf("OPA's configuration: %w", err)
+	}
 	h.prepareCaches(ctx)
 	close(h.started)
 	h.config.Look()

@@ -123,7 +123,11 @@ func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
 	for {
 		select {
 		case e := <-l.queue:
+			gather(drained)
 			l.log(ctx, e)
+			for range len(l.queue) {
+				l.log(ctx, <-l.queue)
+			}
 			continue
 		case <-drained:
 		}
@@ -136,6 +140,17 @@ func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
 			}
 		}
 		return
+	}
+}
+
+// gatherTime is how long decisions are gathered before they are logged: to begin at once
+// would take processor time from the answer that is just being written.
+const gatherTime = 20 * time.Millisecond
+
+func gather(drained <-chan struct{}) {
+	select {
+	case <-time.After(gatherTime):
+	case <-drained:
 	}
 }
 

@@ -94,11 +94,11 @@ func front(ctx context.Context, m *plugins.Manager) (func(http.Handler) http.Han
 	}
 	encoding, err := encoding.NewConfigBuilder().WithBytes(rawEncoding).ParseWithContext(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("OPA's configuration of how answers are compressed: %w", err)
+		return nil, fmt.Errorf("server.encoding: %w", err)
 	}
 	decoding, err := decoding.NewConfigBuilder().WithBytes(rawDecoding).ParseWithContext(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("OPA's configuration of how requests are read: %w", err)
+		return nil, fmt.Errorf("server.decoding: %w", err)
 	}
 	return func(next http.Handler) http.Handler {
 		next = handlers.CompressHandler(next, *encoding.Gzip.MinLength, *encoding.Gzip.CompressionLevel)
@@ -161,13 +161,18 @@ func (v *view) authorized(next http.Handler) http.Handler {
 		authorizer.Decision(v.manager.GetConfig().DefaultAuthorizationDecisionRef))
 }
 
-// hasAuthorization reports whether the policy set decides about requests.
+// hasAuthorization reports whether the policy set decides about requests. Somebody who
+// has written a policy for that and made a mistake wants nobody let in.
 func (v *view) hasAuthorization() bool {
-	return v.inForce.Snapshot().DefinesRef(v.manager.GetConfig().DefaultAuthorizationDecisionRef())
+	return v.inForce.Snapshot().Claims(v.manager.GetConfig().DefaultAuthorizationDecisionRef())
 }
 
-// viewConfig is what of the configuration concerns a server.
-func viewConfig(m *plugins.Manager) (string, error) {
+// viewConfig is what of the configuration concerns a server, if OPA's server can do with
+// it.
+func viewConfig(ctx context.Context, m *plugins.Manager) (string, error) {
+	if _, err := front(ctx, m); err != nil {
+		return "", err
+	}
 	config := m.GetConfig()
 	part := map[string]any{
 		"default_decision":               config.DefaultDecision,

@@ -19,6 +19,15 @@ var dataMethods = map[string][]string{
 	"v1": {http.MethodGet, http.MethodPost},
 }
 
+// private are parameters of OPA's REST API that show more than the decision to whoever
+// reaches the webhook.
+var private = map[string]string{
+	"explain":     "all data that the rules have read",
+	"instrument":  "how the policies are made",
+	"provenance":  "which bundles there are",
+	"rule_labels": "how the policies are made",
+}
+
 // isDataPath reports whether a path is one of those that decisions are below.
 func isDataPath(path string) bool {
 	return path == "/v0/data" || path == "/v1/data" || strings.HasPrefix(path, "/v0/data/") || strings.HasPrefix(path, "/v1/data/")
@@ -63,8 +72,10 @@ func (h *Webhook) data(w http.ResponseWriter, r *http.Request) {
 // readQuestion is how long the answer to a request may take and its body, or
 // what is wrong with it.
 func readQuestion(w http.ResponseWriter, r *http.Request) (time.Duration, []byte, error) {
-	if r.URL.Query().Has("explain") {
-		return 0, nil, &badRequestError{"explain is not served here: it shows all data that the rules have read"}
+	for parameter, why := range private {
+		if r.URL.Query().Has(parameter) {
+			return 0, nil, &badRequestError{parameter + " is not served here: it shows " + why}
+		}
 	}
 	timeout, err := reviewTimeout(r)
 	if err != nil {
