@@ -353,6 +353,9 @@ func TestDiscovery(t *testing.T) {
 
 	// A ConfigMap calls a function of the bundle that goes: so it stays as long as it is needed.
 	discover("more")
+	withBundles(t, s.Instance, "lib is kept", func(all map[string]kuberego.Bundle) bool {
+		return all["lib"].State == "kept" && contains("configured no more")(all["lib"].Error)
+	})
 	waitLogged(t, s, "configured no more", "lib", "opa/rules/main")
 	stillDecides(t, s.Instance, "team/rules/deny", someImages, `["new is not of good/","old is not of good/"]`)
 	stillDecides(t, s.Instance, "more/x", `{}`, `1`)

@@ -70,7 +70,7 @@ type Bundle struct {
 	// Revision and Roots are those of the one in force.
 	Revision string   `json:"revision"`
 	Roots    []string `json:"roots"`
-	// State is active, failed or loading; Error says why the newest is not in force.
+	// State is active, failed, loading or kept; Error says why the newest is not in force, or why it is kept.
 	State string `json:"state"`
 	Error string `json:"error"`
 	// LastSuccess is when the one in force was activated.
