@@ -412,6 +412,13 @@ func TestDecisionsDoNotWaitForTheirLogs(t *testing.T) {
 				t.Error(err)
 			}
 			if !c.recovers {
+				// The end does not wait for it either: not as long as a test waits, nor a kubelet.
+				if err := s.Stop(); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.ExitError(); err != nil {
+					t.Errorf("it ended with %v", err)
+				}
 				return
 			}
 			logs.answersWith(nil)

@@ -97,7 +97,15 @@ func (h *Host) Run(ctx context.Context, drained <-chan struct{}) error {
 	defer func() {
 		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 		defer cancel()
-		opa.Stop(stop)
+		stopped := make(chan struct{})
+		go func() {
+			defer close(stopped)
+			opa.Stop(stop)
+		}()
+		select {
+		case <-stopped:
+		case <-stop.Done(): // the plugin for decision logs waits for an upload under way, whatever the context says
+		}
 	}()
 	h.manager.RegisterPluginStatusListener("kube-rego", func(map[string]*plugins.Status) { h.config.Look() })
 	if err := h.api.prepare(ctx, h.manager); err != nil {
