@@ -295,3 +295,63 @@ func TestAProposalWaitsForTheLoop(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// objects are those of the cluster, as far as they are wanted.
+type objects struct {
+	wanted []string
+	loaded bool
+}
+
+func (o *objects) Want(names []string)          { o.wanted = names }
+func (o *objects) Waiting() error               { return nil }
+func (o *objects) Resources() []policy.Resource { return nil }
+
+func (o *objects) ByName() policy.Resources {
+	state := policy.ResourceLoading
+	if o.loaded {
+		state = policy.ResourceLoaded
+	}
+	resources := make(policy.Resources)
+	for _, name := range o.wanted {
+		resources[name] = policy.Resource{Name: name, Path: "data.kubernetes." + name, State: state}
+	}
+	return resources
+}
+
+// What a bundle reads is replicated first, also if no module reads it, before the first
+// set and later.
+func TestABundleComesAfterWhatItReads(t *testing.T) {
+	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := 1"}})
+	var err error
+	l.compiler, err = engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, Replicated: engine.Replicated{Path: []string{"kubernetes"}, Auto: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cluster := &objects{}
+	l.replication, l.bundles = cluster, complete(false)
+	for _, name := range []string{"pods", "nodes"} {
+		settleDown(t, l)
+		cluster.loaded = false
+		set := libBundle("p := data.kubernetes." + name)
+		for range 2 { // the second time it is known that it is wanted
+			var unknown *engine.UnknownReadsError
+			if err := l.consider(t.Context(), set); !errors.As(err, &unknown) {
+				t.Fatalf("%s: got %v", name, err)
+			}
+			settleDown(t, l)
+			if !slices.Contains(cluster.wanted, name) {
+				t.Fatalf("wanted is %v, not %s", cluster.wanted, name)
+			}
+		}
+		cluster.loaded = true
+		settleDown(t, l)
+		if err := l.consider(t.Context(), set); err != nil {
+			t.Fatal(err)
+		}
+		l.bundles = complete(true)
+		settleDown(t, l)
+		if !slices.Equal(cluster.wanted, []string{name}) || inForceNow(l) != "[opa/a/main]" {
+			t.Errorf("wanted is %v, in force %s", cluster.wanted, inForceNow(l))
+		}
+	}
+}

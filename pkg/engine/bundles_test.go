@@ -2,6 +2,8 @@ package engine_test
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -333,5 +335,69 @@ func TestTheMaskIsNotDisplaced(t *testing.T) {
 	_, report := settle(c, c.Empty(), policy.NewSet(m))
 	if held := report.Held(); len(held) != 1 || !strings.Contains(held[0].Problems[0].Message, "system/log/mask") {
 		t.Errorf("held: %v", held)
+	}
+}
+
+// A bundle that reads what is not known would find nothing where there may be something.
+func TestABundleWaitsForWhatItReads(t *testing.T) {
+	c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, Replicated: engine.Replicated{Path: []string{"kubernetes"}, Auto: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reading := func(names ...string) engine.BundleSet {
+		lines := []string{"package library"}
+		for n, name := range names {
+			lines = append(lines, fmt.Sprintf("r%d := data.kubernetes.%s", n, name))
+		}
+		return bundle([]string{"library"}, "", inBundle("lib", lines...))
+	}
+	resources := func(pods policy.ResourceState) policy.Resources {
+		return policy.Resources{
+			"pods":  {Name: "pods", Path: "data.kubernetes.pods", State: pods, Reason: "for a reason"},
+			"nodes": {Name: "nodes", Path: "data.kubernetes.nodes", State: policy.ResourceLoaded},
+		}
+	}
+	inForce := c.Empty()
+	for _, step := range []struct {
+		name      string
+		resources policy.Resources
+		set       engine.BundleSet
+		want      []string // what is not known
+	}{
+		{"nobody knows of it", policy.Resources{}, reading("pods", "nodes"), []string{"nodes", "pods"}},
+		{"it is not loaded yet", resources(policy.ResourceLoading), reading("pods", "nodes"), []string{"pods"}},
+		{"it may not be read", resources(policy.ResourceFailed), reading("pods"), []string{"pods"}},
+		{"there is none", resources(policy.ResourceMissing), reading("pods"), nil},
+		{"it is loaded", resources(policy.ResourceLoaded), reading("pods", "nodes"), nil},
+		{"it is read already, and fails now", resources(policy.ResourceFailed), reading("nodes", "pods"), nil},
+		{"nothing is replicated", nil, reading("services"), nil},
+	} {
+		c.SetResources(step.resources)
+		next, err := c.WithBundles(inForce, step.set, nil)
+		var unknown *engine.UnknownReadsError
+		switch {
+		case errors.As(err, &unknown):
+			if !slices.Equal(unknown.Names, step.want) || !strings.Contains(err.Error(), "bundle:authz/lib.rego:2: ") {
+				t.Errorf("%s: unknown is %v: %v, want %v", step.name, unknown.Names, err, step.want)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", step.name, err)
+		case step.want != nil:
+			t.Errorf("%s: it came into force", step.name)
+		default:
+			inForce = next
+		}
+	}
+}
+
+func TestBundlesAloneMayNeedAModule(t *testing.T) {
+	c := newCompiler(t, policy.RegoAuto)
+	snapshot, _ := settle(c, c.Empty(), policy.NewSet(module("a", 1, "package a", "g(x) := x")))
+	snapshot, err := c.WithBundles(snapshot, bundle([]string{"lib"}, "", inBundle("lib", "package lib", "y := data.a.g(1)")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !snapshot.Compiles() || c.Bare(snapshot).Compiles() || !c.Bare(c.Empty()).Compiles() {
+		t.Error("what needs a module compiles without it, or what needs none does not")
 	}
 }
