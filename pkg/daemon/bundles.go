@@ -87,9 +87,8 @@ func (l *loop) consider(ctx context.Context, set engine.BundleSet) error {
 		l.removal = &set
 	}
 	var unknown *engine.UnknownReadsError
-	l.reads = nil
 	if errors.As(err, &unknown) {
-		l.reads = unknown.Names // by the time the plugin tries again they may be known
+		l.reads = append(l.reads, unknown.Names...) // by the time the plugin tries again they may be known
 		l.look()
 	}
 	return err
@@ -119,6 +118,7 @@ func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) 
 			return err
 		}
 	}
+	l.forget(next)
 	if first {
 		l.initial = next
 		return nil
@@ -128,6 +128,12 @@ func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) 
 	l.log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.look()
 	return nil
+}
+
+// forget drops the names that bundles in force read by now: these are wanted for that.
+func (l *loop) forget(next *engine.Snapshot) {
+	now := l.compiler.Reads(next, nil, nil)
+	l.reads = slices.DeleteFunc(l.reads, func(name string) bool { return slices.Contains(now, name) })
 }
 
 // displaced says which modules were in force last and are wanted, and neither that version

@@ -180,6 +180,18 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 				{now: written{"b": "package b\nz := 1"}, inForce: "[opa/b/main]", decides: map[string]string{"lib": "{}"}},
 			},
 		},
+		"a bundle does not come into the place of one that is needed and configured no more": {
+			now: written{"a": calls},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[opa/a/main]"},
+				{bundles: &none, inForce: "[opa/a/main]"},
+				{
+					bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "new", Roots: [][]string{{"lib"}}}}},
+					refused: `bundle new has the root "lib", and in it is bundle lib, which is configured no more`, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "2"},
+				},
+			},
+		},
 		"other bundles go on while one that is needed is configured no more": {
 			now: written{"a": calls},
 			steps: []step{
@@ -337,6 +349,10 @@ func TestABundleComesAfterWhatItReads(t *testing.T) {
 			var unknown *engine.UnknownReadsError
 			if err := l.consider(t.Context(), set); !errors.As(err, &unknown) {
 				t.Fatalf("%s: got %v", name, err)
+			}
+			settleDown(t, l)
+			if err := l.consider(t.Context(), libBundle("z := data.nowhere.f(1)")); err == nil {
+				t.Fatal("a broken one was let in")
 			}
 			settleDown(t, l)
 			if !slices.Contains(cluster.wanted, name) {

@@ -91,7 +91,9 @@ func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.
 		return nil, err
 	}
 	if len(keep) > 0 {
-		bundles = bundles.with(previous.bundles, keep)
+		if bundles, err = bundles.with(previous.bundles, keep); err != nil {
+			return nil, err
+		}
 	}
 	if err := bundles.claims(previous.modules, c.parser.replicated); err != nil {
 		return nil, err
@@ -157,13 +159,20 @@ func (c *Compiler) unknownReads(previous *Snapshot, bundles *Bundles) error {
 }
 
 // with are the bundles and, of others, those of these names.
-func (b *Bundles) with(others *Bundles, names []string) *Bundles {
+func (b *Bundles) with(others *Bundles, names []string) (*Bundles, error) {
 	kept := BundleSet{Data: others.data.value().(ast.Object)} //nolint:forcetypeassert // a branch is an object
 	both := &Bundles{list: slices.Clone(b.list), modules: maps.Clone(b.modules)}
 	for _, bundle := range others.list {
-		if slices.Contains(names, bundle.Name) {
-			kept.Bundles = append(kept.Bundles, bundle)
+		if !slices.Contains(names, bundle.Name) {
+			continue
 		}
+		for _, root := range bundle.Roots {
+			if o := b.ownerOf(root); o != nil {
+				return nil, fmt.Errorf("bundle %s has the root %q, and in it is bundle %s, which is configured no more "+
+					"and stays in force as long as what is in force needs it", o.bundle, strings.Join(o.root, "/"), bundle.Name)
+			}
+		}
+		kept.Bundles = append(kept.Bundles, bundle)
 	}
 	both.list = append(both.list, kept.Bundles...)
 	slices.SortFunc(both.list, byName)
@@ -173,7 +182,7 @@ func (b *Bundles) with(others *Bundles, names []string) *Bundles {
 		}
 	}
 	both.data = merge(dataOfBundles(kept), b.data)
-	return both
+	return both, nil
 }
 
 // bundleOf is the bundle that a module is of: its name is in front of that of the file.
@@ -344,8 +353,9 @@ type ownership struct {
 
 // owner is the bundle that owns the path of a module, or a path below it; nil if
 // none does.
-func (b *Bundles) owner(m *module) *ownership {
-	at := m.path()
+func (b *Bundles) owner(m *module) *ownership { return b.ownerOf(m.path()) }
+
+func (b *Bundles) ownerOf(at []string) *ownership {
 	for _, bundle := range b.list {
 		for _, root := range bundle.Roots {
 			if hasPrefix(at, root) || hasPrefix(root, at) {

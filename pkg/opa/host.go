@@ -118,9 +118,10 @@ func (h *Host) Run(ctx context.Context, drained <-chan struct{}) error {
 	return nil
 }
 
-// flushTimeout is how long decisions and statuses that are left may take to be sent:
-// the rest of a pod's grace period of 30 s, of which requests in flight take up to 20.
-const flushTimeout = 5 * time.Second
+// flushTimeout is how long the decisions that are queued may take to be logged, and then
+// logs and statuses to be sent: both fit into the rest of a pod's grace period of 30 s, of
+// which requests in flight take up to 20.
+const flushTimeout = 4 * time.Second
 
 func (h *Host) options() sdk.Options {
 	version := ast.RegoV1
