@@ -183,9 +183,13 @@ func (l *loop) wantedNow(ctx context.Context, base *engine.Snapshot) (compiled, 
 
 // remove tries again to do without bundles that are configured no more.
 func (l *loop) remove(ctx context.Context) {
-	if l.removal != nil && l.snapshot != nil && l.bring(ctx, *l.removal) == nil {
+	if l.removal == nil || l.snapshot == nil || l.snapshot == l.tried {
+		return
+	}
+	if l.bring(ctx, *l.removal) == nil {
 		l.removal = nil
 	}
+	l.tried = l.snapshot
 }
 
 func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engine.BundleSet, keep []string) (*engine.Snapshot, error) {

@@ -170,6 +170,22 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 				{late: true, inForce: "[opa/a/main]"},
 			},
 		},
+		"a bundle that owns everything stays and is renewed when a ConfigMap comes": {
+			now: written{},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "all", Roots: [][]string{{}}}}}, inForce: "[]"},
+				{now: written{"a": "package a\nx := 1"}, inForce: "[]"},
+				{bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "all", Revision: "r2", Roots: [][]string{{}}}}}, inForce: "[]"},
+			},
+		},
+		"a module that was broken anyway keeps no bundle out": {
+			last: written{"a": "package a\nx := data.library.f(1)"}, now: written{"a": "package a\nx := data.library.f(1)"},
+			steps: []step{
+				{inForce: "waiting for bundles"},
+				{bundles: &f, inForce: "[]"},
+			},
+		},
 		"a bundle that was configured no more is configured again": {
 			now: written{"a": calls},
 			steps: []step{
@@ -369,5 +385,25 @@ func TestABundleComesAfterWhatItReads(t *testing.T) {
 		if !slices.Equal(cluster.wanted, []string{name}) || inForceNow(l) != "[opa/a/main]" {
 			t.Errorf("wanted is %v, in force %s", cluster.wanted, inForceNow(l))
 		}
+	}
+}
+
+// client-go may sleep for half a minute when the API server does not answer.
+func TestTheEndDoesNotWaitForWhatSleeps(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	asleep := make(chan struct{})
+	defer close(asleep)
+	sleeps := func(context.Context, func()) error {
+		cancel()
+		<-asleep
+		return nil
+	}
+	if err := abandoned(ctx, sleeps, func() {}); err != nil {
+		t.Error(err)
+	}
+	failed := errors.New("it cannot be watched")
+	if err := abandoned(t.Context(), func(context.Context, func()) error { return failed }, func() {}); !errors.Is(err, failed) {
+		t.Errorf("got %v", err)
 	}
 }

@@ -279,7 +279,7 @@ func (d *daemon) run(ctx context.Context) error {
 		})
 	}
 	group.Go(func() error { return d.certify(ctx) })
-	group.Go(func() error { return d.loop.source.Run(ctx, d.loop.look) })
+	group.Go(func() error { return abandoned(ctx, d.loop.source.Run, d.loop.look) })
 	group.Go(func() error { return d.loop.run(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -287,16 +287,38 @@ func (d *daemon) run(ctx context.Context) error {
 		return nil
 	})
 	if d.cluster != nil {
-		group.Go(func() error { return d.writer.Run(ctx, d.loop.look) })
-		group.Go(func() error { return d.replicas.Run(ctx, d.loop.look) })
+		group.Go(func() error { return abandoned(ctx, d.writer.Run, d.loop.look) })
+		group.Go(func() error { return abandoned(ctx, d.replicas.Run, d.loop.look) })
 	}
 	if d.replicator != nil {
-		group.Go(func() error { return d.replicator.Run(ctx, d.loop.look) })
+		group.Go(func() error { return abandoned(ctx, d.replicator.Run, d.loop.look) })
 	}
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// stopTimeout is how long what watches the API server is waited for at the end. While that
+// does not answer, client-go sleeps up to 30 s and more between attempts, whatever the
+// context says.
+const stopTimeout = 5 * time.Second
+
+// abandoned runs a part until it ends, or for some time after ctx has ended.
+func abandoned(ctx context.Context, run func(context.Context, func()) error, look func()) error {
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, look) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(stopTimeout):
+		return nil
+	}
 }
 
 // diagnosis is the state of the whole process: that of the loop, and ready only

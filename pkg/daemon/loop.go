@@ -105,6 +105,7 @@ type loop struct {
 	proposals chan proposal
 	initial   *engine.Snapshot  // what is taken in before the first set goes into force: bundles, and what they need
 	removal   *engine.BundleSet // bundles that are left, as long as what is in force needs the others
+	tried     *engine.Snapshot  // in force when that was tried last
 	reads     []string          // names of resources that bundles read which were refused for that
 	overdue   atomic.Bool       // bundles are not waited for any longer
 

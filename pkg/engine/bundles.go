@@ -63,9 +63,38 @@ func (s *Snapshot) Compiles() bool { return !s.compiler.Failed() }
 func (s *Snapshot) Owns(text string) bool {
 	for _, bundle := range s.bundles.list {
 		for _, root := range bundle.Roots {
-			if strings.Contains(text, dataPath(root)) {
+			if namesPath(text, dataPath(root)) {
 				return true
 			}
+		}
+	}
+	return false
+}
+
+// namesPath reports whether a path stands in a text, whole or with more behind it.
+func namesPath(text, path string) bool {
+	for {
+		_, rest, found := strings.Cut(text, path)
+		if !found {
+			return false
+		}
+		if rest == "" || !isNamePart(rest[0]) {
+			return true
+		}
+		text = rest
+	}
+}
+
+func isNamePart(c byte) bool {
+	return c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
+}
+
+// trusts reports whether one of the modules is of a namespace that may declare what
+// decides for the whole cluster. Others cannot keep a bundle out that owns everything.
+func (p *parser) trusts(modules policy.Set) bool {
+	for id := range modules {
+		if slices.Contains(p.trusted, id.Namespace) {
+			return true
 		}
 	}
 	return false
@@ -98,7 +127,7 @@ func (c *Compiler) WithBundles(previous *Snapshot, set BundleSet, wanted policy.
 	if err := bundles.claims(previous.modules, c.parser.replicated); err != nil {
 		return nil, err
 	}
-	if owner := bundles.ownerOfAll(); owner != "" && len(wanted) > 0 {
+	if owner := bundles.ownerOfAll(); owner != "" && owner != previous.bundles.ownerOfAll() && c.parser.trusts(wanted) {
 		return nil, fmt.Errorf("bundle %s has no roots in its manifest, so it owns all of data, and no policy of a ConfigMap could be in force: give it roots", owner)
 	}
 	if err := c.unknownReads(previous, bundles); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 
@@ -183,7 +184,7 @@ func (c *Compiler) settle(
 }
 
 // packageClause is how a module says which package it is of, also one that is broken.
-var packageClause = regexp.MustCompile(`(?m)^\s*package\s+([A-Za-z0-9_.]+)`)
+var packageClause = regexp.MustCompile(`(?m)^\s*package\s+(\w+(?:\.\w+|\["\w+"\])*)`)
 
 // missing are the packages of modules that nothing is in force of, if they may decide for
 // the whole cluster.
@@ -191,12 +192,25 @@ func (c *Compiler) missing(s *Snapshot, held map[policy.ID][]policy.Problem, wan
 	var packages []string
 	for id := range held {
 		m := wanted[id]
-		if _, isInForce := s.modules[id]; isInForce || m == nil || !slices.Contains(c.parser.trusted, id.Namespace) {
-			continue
+		if _, isInForce := s.modules[id]; !isInForce && m != nil && slices.Contains(c.parser.trusted, id.Namespace) {
+			packages = append(packages, packagesOf(m)...)
 		}
-		if clause := packageClause.FindStringSubmatch(m.Source); clause != nil {
-			packages = append(packages, clause[1])
+	}
+	return packages
+}
+
+// packagesOf are where a module has rules, or would have them.
+func packagesOf(m *module) []string {
+	var packages []string
+	if m.ast != nil {
+		for _, rule := range m.ast.Rules {
+			if at := names(rule.Ref().GroundPrefix()); len(at) > 0 {
+				packages = append(packages, strings.Join(at[:len(at)-1], "."))
+			}
 		}
+	}
+	if clause := packageClause.FindStringSubmatch(m.Source); clause != nil {
+		packages = append(packages, strings.NewReplacer(`["`, ".", `"]`, "").Replace(clause[1]))
 	}
 	return packages
 }

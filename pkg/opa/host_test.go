@@ -546,6 +546,8 @@ func TestPoliciesDecideWhoMayAsk(t *testing.T) {
 		{name: "it does not say who it is", path: "/v1/policies", modules: []string{rules}, want: 401},
 		{name: "it asks for what all may have", path: "/health", modules: []string{rules}, want: 200},
 		{name: "the rules were never good", path: "/v1/data", modules: []string{"package system.authz\nallow if x y"}, want: 500},
+		{name: "the rules were never good, in another spelling", path: "/v1/data", modules: []string{"package system[\"authz\"]\nallow if x y"}, want: 500},
+		{name: "the rules call what there is not", path: "/v1/data", modules: []string{"package system\nauthz.allow := data.nowhere.f(1) # x y"}, want: 500},
 		{name: "it asks for nothing that is served", path: "/metrics", modules: []string{rules}, want: 401},
 	} {
 		t.Run(test.name, func(t *testing.T) {
