@@ -230,6 +230,12 @@ func TestABundleComesThroughTheGate(t *testing.T) {
 		t.Errorf("the data is %s", text)
 	}
 	eventually(t, "ready", func() bool { return h.Ready() == nil && h.Complete() })
+	before := set.Data.String()
+	s.put(t, "lib.tar.gz", map[string]string{".manifest": `{"revision":"r2","roots":["lib","x/y"]}`, "x/y/data.json": `{"z":[2]}`})
+	eventually(t, "the next one came", func() bool { return h.gate.last().Bundles[0].Revision == "r2" })
+	if after := set.Data.String(); after != before {
+		t.Errorf("what came first was changed to %s", after)
+	}
 	if plugins := h.Plugins(); len(plugins) != 1 || plugins[0].Name != "bundle" || plugins[0].State != "OK" {
 		t.Errorf("the plugins are %+v", plugins)
 	}

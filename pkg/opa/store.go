@@ -223,7 +223,9 @@ func (s *store) read(ctx context.Context, txn storage.Transaction) (engine.Bundl
 	if err != nil {
 		return set, err
 	}
-	set.Data, _ = root.(ast.Object)
+	if data, ok := root.(ast.Object); ok {
+		set.Data = data.Copy() // OPA's store changes objects where they are
+	}
 	if set.Bundles, err = listBundles(ctx, s.Store, txn); err != nil {
 		return set, err
 	}
