@@ -585,6 +585,32 @@ func TestABodyThatOnlySaysItIsCompressed(t *testing.T) {
 	}
 }
 
+// To find out who had a say asks nobody anything again.
+func TestTheLogDoesNotAskTheNetwork(t *testing.T) {
+	var asked atomic.Int64
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer other.Close()
+	s := serveBundles(t)
+	h := run(t, fmt.Sprintf("services: {s: {url: %q}}\ndecision_logs: {service: s, reporting: {min_delay_seconds: 1, max_delay_seconds: 1}}", s.URL))
+	c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoV1, Builtins: []string{"http.send"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := policy.ID{Namespace: "opa", Name: "a", Key: "main"}
+	source := fmt.Sprintf("package k\nx := http.send({\"method\": \"get\", \"url\": %q}).status_code", other.URL)
+	snapshot, _ := c.Compile(c.Empty(), policy.NewSet(policy.Module{ID: id, Source: source}))
+	h.engine.Activate(snapshot)
+	if _, err := h.engine.Decide(t.Context(), "k/x", nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the webhook's decision arrived", func() bool { return len(s.taken()) == 1 })
+	h.API().ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), "GET", "/v1/data/k/x", nil))
+	eventually(t, "the API's decision arrived", func() bool { return len(s.taken()) == 2 })
+	if n := asked.Load(); n != 2 {
+		t.Errorf("two decisions asked %d times", n)
+	}
+}
+
 // What http.send got is kept as the configuration says, for decisions of the webhook too.
 func TestAnswersAreCachedAsConfigured(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -12,7 +12,6 @@ import (
 	"github.com/open-policy-agent/opa/v1/server"
 	"github.com/open-policy-agent/opa/v1/server/types"
 	"github.com/open-policy-agent/opa/v1/topdown"
-	"github.com/open-policy-agent/opa/v1/topdown/builtins"
 
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -125,9 +124,7 @@ func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
 		case e := <-l.queue:
 			gather(drained)
 			l.log(ctx, e)
-			for range len(l.queue) {
-				l.log(ctx, <-l.queue)
-			}
+			l.burst(ctx, drained)
 			continue
 		case <-drained:
 		}
@@ -140,6 +137,18 @@ func (l *decisionLogs) run(ctx context.Context, drained <-chan struct{}) {
 			}
 		}
 		return
+	}
+}
+
+// burst logs what is queued by now, unless it is time to end.
+func (l *decisionLogs) burst(ctx context.Context, drained <-chan struct{}) {
+	for range len(l.queue) {
+		select {
+		case <-drained:
+			return
+		default:
+			l.log(ctx, <-l.queue)
+		}
 	}
 }
 
@@ -210,8 +219,6 @@ func (l *decisionLogs) complete(ctx context.Context, e event) error {
 			return err
 		}
 		e.info.NDBuiltinCache = &used
-	} else {
-		e.record.Builtins = make(builtins.NDBCache)
 	}
 	e.info.Error = errorOf(e.info.Error)
 	custom := map[string]any{"fingerprint": e.record.InForce.Snapshot().Fingerprint()}
@@ -228,7 +235,7 @@ func (l *decisionLogs) complete(ctx context.Context, e event) error {
 // speakers are the modules that had a say, as long as there is time to find that out.
 func (l *decisionLogs) speakers(ctx context.Context, e event) []string {
 	path := e.record.Path
-	if e.info.Error != nil || engine.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
+	if e.info.Error != nil || !e.repeatable() || engine.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
 		return nil
 	}
 	start := time.Now()
@@ -238,6 +245,16 @@ func (l *decisionLogs) speakers(ctx context.Context, e event) []string {
 		return nil // the decision failed too
 	}
 	return modules
+}
+
+// repeatable reports whether a decision can be made again without asking the network
+// again. OPA's server tells what built-ins gave in a form that they cannot be given.
+func (e event) repeatable() bool {
+	if e.record.Builtins != nil || e.info.NDBuiltinCache == nil {
+		return true
+	}
+	used, ok := (*e.info.NDBuiltinCache).(map[string]any)
+	return ok && len(used) == 0
 }
 
 // budget bounds what is spent on finding out which modules had a say: a tenth of one

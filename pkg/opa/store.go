@@ -41,7 +41,7 @@ type store struct {
 	initialized func()
 
 	mu     sync.Mutex
-	active []string // names of the bundles that were committed last
+	active bool // a bundle is there
 	commit func(context.Context, storage.Transaction, storage.TriggerEvent)
 
 	using sync.Mutex // held while OPA's manager is told which compiler there is
@@ -179,9 +179,9 @@ func (s *store) pass(ctx context.Context, w *writing) error {
 		return fmt.Errorf("reading what the bundles hold: %w", err)
 	}
 	s.mu.Lock()
-	before := len(s.active)
+	active := s.active
 	s.mu.Unlock()
-	if before == 0 && len(set.Bundles) == 0 {
+	if !active && len(set.Bundles) == 0 {
 		return nil // OPA writes its version at the start
 	}
 	asking, cancel := context.WithCancel(ctx)
@@ -193,10 +193,7 @@ func (s *store) pass(ctx context.Context, w *writing) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.active = s.active[:0]
-	for _, b := range set.Bundles {
-		s.active = append(s.active, b.Name)
-	}
+	s.active = len(set.Bundles) > 0
 	return nil
 }
 
