@@ -169,16 +169,21 @@ func (l *loop) displaced(ctx context.Context, next *engine.Snapshot, history *co
 
 // wantedNow is what would become of what the ConfigMaps want.
 func (l *loop) wantedNow(ctx context.Context, base *engine.Snapshot) (compiled, error) {
-	configMaps, err := l.source.ConfigMaps()
-	if err != nil && configMaps == nil {
+	wanted, err := l.wantedModules()
+	if err != nil {
 		return compiled{}, err
 	}
-	wanted := l.wantedSet(configMaps)
 	l.compiler.SetResources(nil)
-	return l.compile(ctx, func() compiled {
-		c := newCompiled(l.compiler.Compile(base, wanted))
-		return newCompiled(l.compiler.Retry(c.snapshot, wanted, never))
-	})
+	return l.settled(ctx, base, wanted)
+}
+
+// wantedModules are those that the ConfigMaps want now.
+func (l *loop) wantedModules() (policy.Set, error) {
+	configMaps, err := l.source.ConfigMaps()
+	if err != nil && configMaps == nil {
+		return nil, err
+	}
+	return l.wantedSet(configMaps), nil
 }
 
 // remove tries again to do without bundles that are configured no more.
@@ -193,15 +198,14 @@ func (l *loop) remove(ctx context.Context) {
 }
 
 func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engine.BundleSet, keep []string) (*engine.Snapshot, error) {
-	configMaps, err := l.source.ConfigMaps()
-	if err != nil && configMaps == nil {
+	wanted, err := l.wantedModules()
+	if err != nil {
 		return nil, err
 	}
 	type result struct {
 		snapshot *engine.Snapshot
 		err      error
 	}
-	wanted := l.wantedSet(configMaps)
 	l.compiler.SetResources(l.resources)
 	r, err := await(ctx, func() result {
 		snapshot, err := l.compiler.WithBundles(base, set, wanted, keep...)

@@ -64,11 +64,16 @@ func (l *loop) lacksObjects() bool {
 
 // snapshotOf makes a snapshot of modules on a base.
 func (l *loop) snapshotOf(ctx context.Context, base *engine.Snapshot, modules policy.Set) (*engine.Snapshot, error) {
-	c, err := l.compile(ctx, func() compiled {
-		c := newCompiled(l.compiler.Compile(base, modules))
-		return newCompiled(l.compiler.Retry(c.snapshot, modules, never))
-	})
+	c, err := l.settled(ctx, base, modules)
 	return c.snapshot, err
+}
+
+// settled is what becomes of a set on a base, of all changes together.
+func (l *loop) settled(ctx context.Context, base *engine.Snapshot, set policy.Set) (compiled, error) {
+	return l.compile(ctx, func() compiled {
+		c := newCompiled(l.compiler.Compile(base, set))
+		return newCompiled(l.compiler.Retry(c.snapshot, set, never))
+	})
 }
 
 // adopt makes the set that the writer has in force. If not all of it compiles
@@ -107,10 +112,7 @@ func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *conf
 
 func (l *loop) restored(ctx context.Context, base *engine.Snapshot, history *configmap.History) (compiled, error) {
 	l.compiler.SetResources(nil) // what was in force stays, whatever it reads
-	return l.compile(ctx, func() compiled {
-		c := newCompiled(l.compiler.Compile(base, history.InForce()))
-		return newCompiled(l.compiler.Retry(c.snapshot, history.InForce(), never))
-	})
+	return l.settled(ctx, base, history.InForce())
 }
 
 // explain adds to the problems of modules of which nothing is in force why their
