@@ -136,6 +136,7 @@ type service struct {
 	mu      sync.Mutex
 	bundles map[string][]byte
 	events  []map[string]any
+	status  string        // the last that was sent to /status
 	hang    chan struct{} // closed when /logs may answer; nil: at once
 }
 
@@ -148,8 +149,12 @@ func serveBundles(t *testing.T) *service {
 }
 
 func (s *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/logs" {
+	switch r.URL.Path {
+	case "/logs":
 		s.take(w, r)
+		return
+	case "/status":
+		s.hear(r)
 		return
 	}
 	s.mu.Lock()
@@ -179,6 +184,23 @@ func (s *service) take(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, events...)
+}
+
+// hear takes in a status.
+func (s *service) hear(r *http.Request) {
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status = string(text)
+}
+
+func (s *service) heard() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
 }
 
 func (s *service) taken() []map[string]any {
@@ -309,6 +331,27 @@ func TestAConfigurationThatOPADoesNotTake(t *testing.T) {
 		if err := h.Run(t.Context(), drained); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: got %v", text, err)
 		}
+	}
+}
+
+// The status that OPA sends, and what Prometheus reads of it, tell of our answer.
+func TestTheStatusOfABundleIsSent(t *testing.T) {
+	s := serveBundles(t)
+	s.put(t, "lib.tar.gz", map[string]string{".manifest": `{"revision":"r1","roots":["lib"]}`, "lib.rego": "package lib\np := 1"})
+	h := run(t, fmt.Sprintf("services: {s: {url: %q}}\nstatus: {service: s, prometheus: true}\nbundles: {lib: {service: s, resource: lib.tar.gz, %s}}", s.URL, polling))
+	eventually(t, "the revision is told", func() bool { return strings.Contains(s.heard(), `"active_revision":"r1"`) })
+	h.gate.set(errors.New("it does not go with opa/a/main"))
+	s.put(t, "lib.tar.gz", map[string]string{".manifest": `{"revision":"r2","roots":["lib"]}`, "lib.rego": "package lib\np := 2"})
+	eventually(t, "the refusal is told", func() bool {
+		return strings.Contains(s.heard(), "it does not go with opa/a/main") && strings.Contains(s.heard(), `"active_revision":"r1"`)
+	})
+	families, err := h.config.Registry.(*prometheus.Registry).Gather()
+	var names []string
+	for _, f := range families {
+		names = append(names, f.GetName())
+	}
+	if err != nil || !slices.Contains(names, "bundle_failed_load_counter") {
+		t.Errorf("there is no counter of failures in %v, %v", names, err)
 	}
 }
 
