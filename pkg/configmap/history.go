@@ -2,6 +2,8 @@ package configmap
 
 import (
 	"cmp"
+	"maps"
+	"math"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -40,6 +42,40 @@ func NewHistory(revisions []Revision) *History {
 // InForce are the modules that were in force last, by the newest revision of each
 // ConfigMap.
 func (h *History) InForce() policy.Set { return h.inForce }
+
+// Writes is how many revisions there are.
+func (h *History) Writes() int {
+	n := 0
+	for _, all := range h.revisions {
+		n += len(all)
+	}
+	return n
+}
+
+// Before are the modules that were in force as it was recorded before the last n
+// revisions were written. Of a ConfigMap whose earlier revisions are no longer kept it is
+// the earliest that is.
+func (h *History) Before(n int) policy.Set {
+	orders := make([]uint64, 0, h.Writes())
+	for _, all := range h.revisions {
+		for _, r := range all {
+			orders = append(orders, r.Order)
+		}
+	}
+	slices.Sort(orders)
+	since := append(orders, math.MaxUint64)[max(0, len(orders)-n)]
+	set := make(policy.Set)
+	for _, all := range h.revisions {
+		earlier := slices.IndexFunc(all, func(r Revision) bool { return r.Order < since })
+		if earlier < 0 && all[len(all)-1].Number > 1 {
+			earlier = len(all) - 1
+		}
+		if earlier >= 0 {
+			maps.Copy(set, all[earlier].Modules)
+		}
+	}
+	return set
+}
 
 // Fingerprint is that of the modules in force.
 func (h *History) Fingerprint() string { return h.fingerprint }

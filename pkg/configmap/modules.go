@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -59,8 +60,8 @@ func newModule(cm *corev1.ConfigMap, key string, kind policy.Kind) policy.Module
 // ObjectVersion is the object's resource version, which is a number that grows
 // (k8s.io/apimachinery/pkg/util/resourceversion), or 0 if it has none, as in a
 // file.
-func ObjectVersion(cm *corev1.ConfigMap) uint64 {
-	version, err := strconv.ParseUint(cm.ResourceVersion, 10, 64)
+func ObjectVersion(object metav1.Object) uint64 {
+	version, err := strconv.ParseUint(object.GetResourceVersion(), 10, 64)
 	if err != nil {
 		return 0
 	}

@@ -53,6 +53,9 @@ type Revision struct {
 	ObjectName string
 	// Recorded is when the revision was written; zero for one that is not yet.
 	Recorded time.Time
+	// Order says which of two revisions was written first: the resource version of the
+	// object, which etcd counts up with each write. Zero for one that is not written yet.
+	Order uint64
 	// Modules were in force; none is also something to remember.
 	Modules policy.Set
 	// Fingerprint is that of the modules.
@@ -169,6 +172,7 @@ func ParseRevision(object *appsv1.ControllerRevision) (Revision, error) {
 		Number:     object.Revision,
 		ObjectName: object.Name,
 		Recorded:   object.CreationTimestamp.Time,
+		Order:      ObjectVersion(object),
 		Modules:    make(policy.Set),
 	}
 	var data revisionData

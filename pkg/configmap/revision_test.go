@@ -3,6 +3,7 @@ package configmap_test
 import (
 	"bytes"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -140,5 +141,39 @@ func TestHistory(t *testing.T) {
 	}
 	if got := len(h.Names()); got != 2 {
 		t.Errorf("%d ConfigMaps have revisions, want 2", got)
+	}
+}
+
+// What was recorded can be looked at as it was some writes ago.
+func TestHistoryBefore(t *testing.T) {
+	revision := func(name string, number int64, order uint64, source string) configmap.Revision {
+		r := configmap.NewRevision("opa", "opa", name, number, policy.NewSet(revisionModule(name, "main", source)))
+		r.Order = order
+		return r
+	}
+	h := configmap.NewHistory([]configmap.Revision{
+		revision("caller", 1, 11, "package caller_one"),
+		revision("library", 1, 10, "package library_one"),
+		revision("caller", 2, 14, "package caller_two"),
+		revision("library", 2, 13, "package library_two"),
+		revision("old", 30, 12, "package old_thirty"), // its earlier revisions are not kept any more
+	})
+	for n, want := range []string{
+		"package caller_two, package library_two, package old_thirty",
+		"package caller_one, package library_two, package old_thirty",
+		"package caller_one, package library_one, package old_thirty",
+		"package caller_one, package library_one, package old_thirty",
+		"package library_one, package old_thirty",
+		"package old_thirty",
+		"package old_thirty",
+	} {
+		var sources []string
+		for _, m := range h.Before(n) {
+			sources = append(sources, m.Source)
+		}
+		slices.Sort(sources)
+		if got := strings.Join(sources, ", "); got != want {
+			t.Errorf("before the last %d writes %s were in force, want %s", n, got, want)
+		}
 	}
 }

@@ -255,7 +255,7 @@ func (l *loop) wait(err error) {
 	l.update(func(s *state) { s.waiting = fmt.Errorf("waiting for replicated objects: %w", err) })
 }
 
-// publish tells other replicas// publish tells other replicas and the authors what is in force.
+// publish tells other replicas and the authors what is in force.
 func (l *loop) publish(configMaps []*corev1.ConfigMap, history *configmap.History, set policy.Set, wanted string) {
 	if l.replicas != nil {
 		l.replicas.Publish(l.snapshot.Fingerprint(), wanted)
@@ -353,6 +353,11 @@ type compiled struct {
 
 func newCompiled(snapshot *engine.Snapshot, report policy.Report) compiled {
 	return compiled{snapshot, report}
+}
+
+// lost are the wanted modules of which nothing is in force.
+func (c compiled) lost() []policy.Status {
+	return slices.DeleteFunc(c.report.Held(), func(s policy.Status) bool { return s.InForce != policy.None })
 }
 
 // compile lets the engine work. OPA's compiler knows no context: if ctx ends

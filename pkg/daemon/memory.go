@@ -100,20 +100,54 @@ func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *conf
 		return nil, err
 	}
 	l.memory.lost = make(map[policy.ID][]policy.Problem)
-	for _, s := range c.report.Held() {
-		if s.Deleted {
-			continue // a bundle brought it along
-		}
+	for _, s := range c.lost() {
 		l.memory.lost[s.ID] = s.Problems
 		l.log.Error("the version that was in force last does not compile any more", "module", s.ID.String(), "problems", problems(s))
 	}
 	return c.snapshot, nil
 }
 
+// restored is what becomes of all that was in force last.
 func (l *loop) restored(ctx context.Context, base *engine.Snapshot, history *configmap.History) (compiled, error) {
 	l.compiler.SetResources(nil) // what was in force stays, whatever it reads
-	return l.settled(ctx, base, history.InForce())
+	c, err := l.settled(ctx, base, history.InForce())
+	for _, n := range replays {
+		if err != nil || len(c.lost()) == 0 {
+			break
+		}
+		var again compiled
+		if again, err = l.replayed(ctx, base, history, n); err == nil && len(again.lost()) < len(c.lost()) {
+			c = again
+		}
+	}
+	return c, err
 }
+
+// replayed is what becomes of all that was in force last if it is brought in as it was
+// recorded, beginning before the last n revisions. The writer may have died between two
+// that need each other, a library and what calls it: then both stay as they were before.
+func (l *loop) replayed(ctx context.Context, base *engine.Snapshot, history *configmap.History, n int) (compiled, error) {
+	n = min(n, history.Writes())
+	c, err := l.settled(ctx, base, history.Before(n))
+	for n > 0 && err == nil {
+		if n > oneByOne {
+			n /= 2
+		} else {
+			n--
+		}
+		c, err = l.settled(ctx, c.snapshot, history.Before(n))
+	}
+	return c, err
+}
+
+// replays are from how many revisions before the last the start replays what was recorded,
+// if not all of it goes together. What the writer had not come to when it died are mostly
+// the last few edits; 1,000 are as many as its client's rate lets it write in 10 s.
+var replays = []int{16, 1000}
+
+// oneByOne is how many revisions are replayed one by one: each costs a compilation, and a
+// replay is to stay within some 20 s for a thousand policies.
+const oneByOne = 64
 
 // explain adds to the problems of modules of which nothing is in force why their
 // last good version is not.

@@ -25,7 +25,14 @@ type model struct {
 	inForce  policy.Set                          // S
 	held     policy.Set                          // what is wanted and was held; without text if it is a deletion
 	recorded map[types.NamespacedName]policy.Set // of each ConfigMap, what was in force last
+	writes   []write                             // all that was recorded, the oldest first
 	met      map[string]int                      // how often it came to what
+}
+
+// write is that what was in force of a ConfigMap was recorded.
+type write struct {
+	name    types.NamespacedName
+	inForce policy.Set
 }
 
 func newModel() *model {
@@ -39,7 +46,7 @@ func newModel() *model {
 
 // situations is how many there are to meet: the statuses that a module can have,
 // and those that the model counts by itself.
-const situations = 6
+const situations = 7
 
 func (m *model) meet(situation string) { m.met[situation]++ }
 
@@ -129,11 +136,11 @@ func parsePlainly(m policy.Module) *ast.Module {
 }
 
 // valueOf is what data says, and false if that is nothing. OPA's own reader takes
-// objects with a key twice, and any text for a text.
+// objects with a key twice, any text for a text, and no text for null.
 func valueOf(m policy.Module) (value any, ok bool) {
 	err := util.Unmarshal([]byte(m.Source), &value)
 	_, isText := value.(string)
-	return value, err == nil && m.Kind == policy.Data && m.Defect == "" && strings.Count(m.Source, "limit") < 2 &&
+	return value, err == nil && m.Kind == policy.Data && m.Defect == "" && m.Source != "" && strings.Count(m.Source, "limit") < 2 &&
 		(!isText || strings.HasPrefix(m.Source, "'"))
 }
 
@@ -358,22 +365,61 @@ func (m *model) record(name types.NamespacedName, isPolicy bool) {
 	switch {
 	case len(inForce) == 0 && !isPolicy:
 		delete(m.recorded, name)
+		m.writes = slices.DeleteFunc(m.writes, func(w write) bool { return w.name == name })
 	case !maps.EqualFunc(inForce, m.recorded[name], same):
 		m.recorded[name] = inForce
+		m.writes = append(m.writes, write{name, inForce})
 	}
 }
 
-// restart forgets all but what was recorded, and begins with as much of that as
-// compiles.
+// restart forgets all but what was recorded, and begins with that. If nothing is left of
+// a module, it brings it in as it was recorded, one write after the other.
 func (m *model) restart() {
 	last := policy.Set{}
 	for _, recorded := range m.recorded {
 		maps.Copy(last, recorded)
 	}
 	m.inForce, m.held = policy.Set{}, policy.Set{}
-	if m.want(last); len(m.held) > 0 {
-		m.meet("not all that was recorded compiles")
+	m.want(last)
+	lost := m.lost(last)
+	if lost == 0 {
+		return
 	}
+	m.meet("not all that was recorded compiles")
+	together := *m
+	m.inForce, m.held = policy.Set{}, policy.Set{}
+	for n := range m.writes {
+		m.want(recordedBy(m.writes[:n+1]))
+	}
+	if m.lost(last) >= lost {
+		m.inForce, m.held = together.inForce, together.held
+		return
+	}
+	m.meet("what was recorded goes together as it was before")
+}
+
+// lost is how many wanted modules there is nothing in force of.
+func (m *model) lost(wanted policy.Set) int {
+	n := 0
+	for id := range wanted {
+		if _, ok := m.inForce[id]; !ok {
+			n++
+		}
+	}
+	return n
+}
+
+// recordedBy is what was in force by some writes.
+func recordedBy(writes []write) policy.Set {
+	newest := make(map[types.NamespacedName]policy.Set)
+	for _, w := range writes {
+		newest[w.name] = w.inForce
+	}
+	all := policy.Set{}
+	for _, modules := range newest {
+		maps.Copy(all, modules)
+	}
+	return all
 }
 
 // statuses says of each module in a few words what became of it.

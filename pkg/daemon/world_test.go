@@ -342,6 +342,8 @@ func (r recorder) record(w *world, name types.NamespacedName) error {
 	if slices.ContainsFunc(known, func(o *appsv1.ControllerRevision) bool { return o.Name == object.Name }) {
 		return nil
 	}
+	w.version++
+	object.ResourceVersion = fmt.Sprint(w.version)
 	w.tell("record %s: %s", object.Name, describe(inForce))
 	w.revisions[name] = append(known, object)[max(0, len(known)+1-revisionLimit):]
 	return nil
