@@ -159,7 +159,7 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 	}
 	got := lines()
 	for _, line := range []string{
-		`kube_rego_admission_request_duration_seconds_count{outcome="allowed"} 1`,
+		`kube_rego_admission_request_duration_seconds_count{decision="allowed",entrypoint="",operation="none"} 1`,
 		`kube_rego_modules{in_force="previous",state="held"} 1`,
 		`kube_rego_modules{in_force="current",state="in_force"} 2`,
 		`kube_rego_replicas{state="in_step"} 2`,

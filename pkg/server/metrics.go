@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -13,11 +14,14 @@ import (
 
 // Metrics are what Prometheus reads of the process.
 type Metrics struct {
-	registry *prometheus.Registry
-	reviews  *prometheus.HistogramVec
-	requests *prometheus.HistogramVec
-	dropped  prometheus.Counter
-	modules  *prometheus.GaugeVec
+	registry  *prometheus.Registry
+	reviews   *prometheus.HistogramVec
+	fallbacks *prometheus.CounterVec
+	timeouts  *prometheus.CounterVec
+	ranOut    names
+	requests  *prometheus.HistogramVec
+	dropped   prometheus.Counter
+	modules   *prometheus.GaugeVec
 }
 
 // durations are the buckets of how long a request took: from a small set in
@@ -30,9 +34,17 @@ func NewMetrics() *Metrics {
 		registry: prometheus.NewRegistry(),
 		reviews: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "kube_rego_admission_request_duration_seconds",
-			Help:    "Time to answer an admission review, by its outcome: allowed, denied, invalid or error.",
+			Help:    "Time to answer a review, by its operation (other, unless it is an AdmissionReview), by what the policies came to (allowed, denied, invalid, undefined, error or timeout) and by the entrypoint.",
 			Buckets: durations,
-		}, []string{"outcome"}),
+		}, []string{"operation", "decision", "entrypoint"}),
+		fallbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kube_rego_admission_fallbacks_total",
+			Help: "Reviews that no policy decided, by the cause (undefined, error or timeout) and by what was done instead (fail, deny or allow).",
+		}, []string{"cause", "action"}),
+		timeouts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "kube_rego_policy_timeouts_total",
+			Help: "Evaluations that ran out of time, by the module that was being evaluated; other stands for all beyond the first hundred.",
+		}, []string{"module"}),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "kube_rego_api_request_duration_seconds",
 			Help:    "Time to answer a request to OPA's REST API, by its handler, method and HTTP status.",
@@ -47,7 +59,7 @@ func NewMetrics() *Metrics {
 			Help: "Policy modules by state (in_force or held) and by the version that is in force (current, previous or none).",
 		}, []string{"state", "in_force"}),
 	}
-	m.registry.MustRegister(m.reviews, m.requests, m.dropped, m.modules,
+	m.registry.MustRegister(m.reviews, m.fallbacks, m.timeouts, m.requests, m.dropped, m.modules,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -148,6 +160,55 @@ func (a *APIMetrics) InstrumentHandler(handler http.Handler, label string) http.
 	return promhttp.InstrumentHandlerDuration(a.requests.MustCurryWith(prometheus.Labels{"handler": label}), handler)
 }
 
-func (m *Metrics) reviewed(outcome string, took time.Duration) {
-	m.reviews.WithLabelValues(outcome).Observe(took.Seconds())
+// reviewed counts a review by what the policies came to, whatever was then made of
+// that.
+func (m *Metrics) reviewed(operation, decision, entrypoint string, took time.Duration) {
+	m.reviews.WithLabelValues(operationLabel(operation), decision, entrypoint).Observe(took.Seconds())
+}
+
+// other stands for every value of a label that would be one too many.
+const other = "other"
+
+// operationLabel bounds the operations: the text of a request must not be able to make
+// a series.
+func operationLabel(operation string) string {
+	switch operation {
+	case "":
+		return "none"
+	case "CREATE", "UPDATE", "DELETE", "CONNECT":
+		return operation
+	}
+	return other
+}
+
+// fellBack counts a review that no policy decided.
+func (m *Metrics) fellBack(cause, action string) { m.fallbacks.WithLabelValues(cause, action).Inc() }
+
+// RanOut counts an evaluation that was ended in this module.
+func (m *Metrics) RanOut(module string) { m.timeouts.WithLabelValues(m.ranOut.bounded(module)).Inc() }
+
+// maxNames is how many modules have a series of their own.
+const maxNames = 100
+
+// names are the values that a label has had.
+type names struct {
+	mu   sync.Mutex
+	seen map[string]bool
+}
+
+// bounded is the name, or other if there are too many.
+func (n *names) bounded(name string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.seen[name] {
+		return name
+	}
+	if len(n.seen) >= maxNames {
+		return other
+	}
+	if n.seen == nil {
+		n.seen = make(map[string]bool)
+	}
+	n.seen[name] = true
+	return name
 }

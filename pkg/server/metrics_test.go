@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -61,4 +62,17 @@ func TestMetricsOfOthersAreServed(t *testing.T) {
 	metrics := server.NewMetrics()
 	metrics.Registry().MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "plugin_status_total", Help: "of a plugin"}))
 	exposed(t, metrics, "plugin_status_total 0")
+}
+
+func TestModulesThatRunOutOfTimeAreCountedByName(t *testing.T) {
+	metrics := server.NewMetrics()
+	for n := range 120 {
+		metrics.RanOut(fmt.Sprintf("opa/loop%d/main", n))
+	}
+	metrics.RanOut("opa/loop99/main")
+	exposed(t, metrics,
+		`kube_rego_policy_timeouts_total{module="opa/loop0/main"} 1`,
+		`kube_rego_policy_timeouts_total{module="opa/loop99/main"} 2`,
+		`kube_rego_policy_timeouts_total{module="other"} 20`,
+	)
 }

@@ -85,14 +85,14 @@ const (
 
 func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 	defer h.recovered(func() {
-		h.config.Metrics.reviewed(outcomeError, 0)
+		h.config.Metrics.reviewed("", outcomeError, "", 0)
 		writeError(w, http.StatusInternalServerError, internalError)
 	})
 	start := time.Now()
 	answer, err := h.answer(w, r)
 	if err != nil {
 		status, outcome := classify(err)
-		h.config.Metrics.reviewed(outcome, time.Since(start))
+		h.config.Metrics.reviewed(answer.Request.Operation, outcome, "", time.Since(start))
 		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
 		writeError(w, status, told(err))
 		return
@@ -104,7 +104,7 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
 	case answer.NoOpinion:
 		level = slog.LevelDebug
 	}
-	h.config.Metrics.reviewed(outcome, time.Since(start))
+	h.config.Metrics.reviewed(answer.Request.Operation, outcome, "", time.Since(start))
 	if h.config.Log.Enabled(r.Context(), level) { // what is not denied is most of it, and seldom logged
 		about(h.config.Log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
 	}

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -212,25 +214,22 @@ func TestWebhook(t *testing.T) {
 	})
 }
 
-// counted fails the test unless the metric counts these reviews by outcome.
+// counted fails the test unless the metric counts these reviews by decision.
 func counted(t *testing.T, metrics *server.Metrics, want map[string]int) {
 	t.Helper()
 	recorder := httptest.NewRecorder()
 	metrics.Handler().ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
-	const name = `kube_rego_admission_request_duration_seconds_count{outcome="`
-	total := 0
-	for line := range strings.Lines(recorder.Body.String()) {
-		if strings.HasPrefix(line, name) {
-			total++
+	series := regexp.MustCompile(`(?m)^kube_rego_admission_request_duration_seconds_count\{decision="(\w+)".*\} (\d+)$`)
+	got := make(map[string]int)
+	for _, match := range series.FindAllStringSubmatch(recorder.Body.String(), -1) {
+		n, err := strconv.Atoi(match[2])
+		if err != nil {
+			t.Fatal(err)
 		}
+		got[match[1]] += n
 	}
-	if total != len(want) {
-		t.Errorf("%d outcomes are counted, want %d", total, len(want))
-	}
-	for outcome, n := range want {
-		if line := fmt.Sprintf("%s%s\"} %d\n", name, outcome, n); !strings.Contains(recorder.Body.String(), line) {
-			t.Errorf("there is no %s", line)
-		}
+	if !maps.Equal(got, want) {
+		t.Errorf("the reviews are counted as %v, want %v", got, want)
 	}
 }
 
