@@ -16,6 +16,7 @@ import (
 // proposal is a set of bundles that is to go into force.
 type proposal struct {
 	set    engine.BundleSet
+	made   time.Time
 	answer chan error
 }
 
@@ -23,7 +24,7 @@ type proposal struct {
 // without a bundle that was there is never refused: its configuration is gone. What is
 // in force of it stays as long as something that is in force needs it.
 func (l *loop) Propose(ctx context.Context, set engine.BundleSet) error {
-	p := proposal{set: set, answer: make(chan error, 1)}
+	p := proposal{set: set, made: time.Now(), answer: make(chan error, 1)}
 	select {
 	case l.proposals <- p:
 	case <-ctx.Done():
@@ -123,8 +124,8 @@ func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) 
 		l.initial = next
 		return nil
 	}
-	l.engine.Activate(next)
-	l.snapshot, l.wanted = next, ""
+	l.swap(next)
+	l.wanted = ""
 	l.log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.look()
 	return nil
@@ -207,7 +208,7 @@ func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engin
 		err      error
 	}
 	l.compiler.SetResources(l.resources)
-	r, err := await(ctx, func() result {
+	r, err := measured(ctx, l.recorder, func() result {
 		snapshot, err := l.compiler.WithBundles(base, set, wanted, keep...)
 		return result{snapshot, err}
 	})

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -308,7 +309,7 @@ func TestAProposalWaitsForTheLoop(t *testing.T) {
 	select {
 	case err := <-answered:
 		t.Fatalf("it was answered before the loop has looked: %v", err)
-	case l.trigger <- struct{}{}:
+	case l.trigger <- time.Now():
 	}
 	if err := <-answered; err != nil {
 		t.Fatal(err)

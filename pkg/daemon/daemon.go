@@ -104,7 +104,7 @@ func (d *daemon) prepare() error {
 		engine:     engine.New(),
 		recorder:   d.metrics,
 		log:        d.log,
-		trigger:    make(chan struct{}, 1),
+		trigger:    make(chan time.Time, 1),
 		proposals:  make(chan proposal),
 		state:      state{waiting: watch.ErrNotSynced},
 	}

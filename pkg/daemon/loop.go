@@ -69,9 +69,15 @@ type Bundles interface {
 	Complete() bool
 }
 
-// Recorder keeps count of what became of the modules.
+// Recorder keeps count of what becomes of the modules, and how fast.
 type Recorder interface {
+	// Reported says what became of the modules of a set.
 	Reported(report policy.Report)
+	// Compiled says how long it took to compile a set.
+	Compiled(took time.Duration)
+	// Activated says which set is in force from now on, and since when it was known
+	// that something had changed; zero for the first set.
+	Activated(fingerprint string, noticed time.Time)
 }
 
 // stuckAfter is when the loop counts as stuck: the slowest turn known, a set of
@@ -95,7 +101,8 @@ type loop struct {
 	recorder    Recorder
 	log         *slog.Logger
 
-	trigger   chan struct{}    // one slot: "look again"
+	trigger   chan time.Time   // one slot: "look again", and since when that is asked for
+	noticed   time.Time        // when the turn was asked for
 	snapshot  *engine.Snapshot // in force; nil until the first is
 	wanted    string           // fingerprint of the set last compiled
 	resources policy.Resources // that policies read
@@ -125,7 +132,7 @@ type state struct {
 // that one sees the change too.
 func (l *loop) look() {
 	select {
-	case l.trigger <- struct{}{}:
+	case l.trigger <- time.Now():
 	default:
 	}
 }
@@ -136,12 +143,13 @@ func (l *loop) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-l.welcome():
+			l.noticed = p.made
 			l.update(func(s *state) { s.busySince = time.Now() })
 			err := l.consider(ctx, p.set)
 			l.update(func(s *state) { s.busySince = time.Time{} })
 			p.answer <- err
 			continue
-		case <-l.trigger:
+		case l.noticed = <-l.trigger:
 		}
 		start := time.Now()
 		l.update(func(s *state) { s.busySince = start })
@@ -360,12 +368,23 @@ func (c compiled) lost() []policy.Status {
 	return slices.DeleteFunc(c.report.Held(), func(s policy.Status) bool { return s.InForce != policy.None })
 }
 
-// compile lets the engine work. OPA's compiler knows no context: if ctx ends
-// first, the process is about to end too and does not wait for it.
+// compile lets the engine work.
 func (l *loop) compile(ctx context.Context, work func() compiled) (compiled, error) {
-	return await(ctx, work)
+	return measured(ctx, l.recorder, work)
 }
 
+// measured is what the engine made, and has it recorded how long that took.
+func measured[T any](ctx context.Context, recorder Recorder, work func() T) (T, error) {
+	start := time.Now()
+	result, err := await(ctx, work)
+	if err == nil {
+		recorder.Compiled(time.Since(start))
+	}
+	return result, err
+}
+
+// await is the result of work. OPA's compiler knows no context: if ctx ends first, the
+// process is about to end too and does not wait for it.
 func await[T any](ctx context.Context, work func() T) (result T, err error) {
 	done := make(chan T, 1)
 	go func() { done <- work() }()
@@ -381,13 +400,13 @@ func await[T any](ctx context.Context, work func() T) (result T, err error) {
 // it.
 func (l *loop) activate(c compiled, start time.Time) {
 	if l.snapshot == nil || l.snapshot.Fingerprint() != c.snapshot.Fingerprint() {
-		l.engine.Activate(c.snapshot)
+		l.swap(c.snapshot)
 	}
 	l.snapshot = c.snapshot
 	report := l.memory.explain(c.report)
 	before := l.Report()
-	l.update(func(s *state) { s.report, s.waiting = report, nil })
 	l.recorder.Reported(report)
+	l.update(func(s *state) { s.report, s.waiting = report, nil })
 	if before.Fingerprint != report.Fingerprint {
 		l.log.Info("policy set in force",
 			"fingerprint", report.Fingerprint, "modules", len(c.snapshot.IDs()), "held", len(report.Held()), "took", time.Since(start))
@@ -396,6 +415,17 @@ func (l *loop) activate(c compiled, start time.Time) {
 				"entrypoint", l.entrypoint, "modules", len(c.snapshot.IDs()))
 		}
 	}
+}
+
+// swap has decisions made with another snapshot from now on.
+func (l *loop) swap(next *engine.Snapshot) {
+	l.engine.Activate(next)
+	noticed := l.noticed
+	if l.snapshot == nil {
+		noticed = time.Time{} // a start is no change
+	}
+	l.snapshot = next
+	l.recorder.Activated(next.Fingerprint(), noticed)
 }
 
 // tell logs which modules came to be held and which no longer are.

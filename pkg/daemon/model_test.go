@@ -9,6 +9,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
@@ -281,7 +282,9 @@ func answer(value any, err error) string {
 
 type noRecorder struct{}
 
-func (noRecorder) Reported(policy.Report) {}
+func (noRecorder) Reported(policy.Report)      {}
+func (noRecorder) Compiled(time.Duration)      {}
+func (noRecorder) Activated(string, time.Time) {}
 
 var testKinds = configmap.NewKinds(policyLabel, "rego", "openpolicyagent.org/data", "opa")
 
@@ -301,7 +304,7 @@ func newTestLoop(t *testing.T, source Source) *loop {
 		engine:     opa,
 		recorder:   noRecorder{},
 		log:        slog.New(slog.DiscardHandler),
-		trigger:    make(chan struct{}, 1),
+		trigger:    make(chan time.Time, 1),
 		state:      state{waiting: watch.ErrNotSynced},
 	}
 }

@@ -144,7 +144,8 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 	send(t, webhook, "POST", "/", strings.NewReader(review("allow")))
 	held := policy.Status{InForce: policy.Previous, Problems: []policy.Problem{{Code: "rego_parse_error"}}}
 	fine := policy.Status{InForce: policy.Current}
-	metrics.Reported(policy.Report{Modules: []policy.Status{held, fine, fine}})
+	kept := policy.Status{InForce: policy.Previous, Deleted: true, Problems: []policy.Problem{{Code: "rego_type_error"}}}
+	metrics.Reported(policy.Report{Modules: []policy.Status{held, fine, fine, kept}})
 
 	diagnostic := httptest.NewServer(server.NewDiagnostic(stubState{replicas: []server.Replica{
 		{Identity: "a", State: policy.ReplicaInStep, Writer: true}, {Identity: "b", State: policy.ReplicaInStep}, {Identity: "c", State: policy.ReplicaGone},
@@ -160,7 +161,10 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 	got := lines()
 	for _, line := range []string{
 		`kube_rego_admission_request_duration_seconds_count{decision="allowed",entrypoint="",operation="none"} 1`,
-		`kube_rego_modules{in_force="previous",state="held"} 1`,
+		`kube_rego_modules{in_force="previous",state="held"} 2`,
+		`kube_rego_held_changes{change="add"} 0`,
+		`kube_rego_held_changes{change="edit"} 1`,
+		`kube_rego_held_changes{change="delete"} 1`,
 		`kube_rego_modules{in_force="current",state="in_force"} 2`,
 		`kube_rego_replicas{state="in_step"} 2`,
 		`kube_rego_replicas{state="lagging"} 0`,

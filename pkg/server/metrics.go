@@ -14,19 +14,27 @@ import (
 
 // Metrics are what Prometheus reads of the process.
 type Metrics struct {
-	registry  *prometheus.Registry
-	reviews   *prometheus.HistogramVec
-	fallbacks *prometheus.CounterVec
-	timeouts  *prometheus.CounterVec
-	ranOut    names
-	requests  *prometheus.HistogramVec
-	dropped   prometheus.Counter
-	modules   *prometheus.GaugeVec
+	registry   *prometheus.Registry
+	reviews    *prometheus.HistogramVec
+	fallbacks  *prometheus.CounterVec
+	timeouts   *prometheus.CounterVec
+	ranOut     names
+	requests   *prometheus.HistogramVec
+	dropped    prometheus.Counter
+	modules    *prometheus.GaugeVec
+	held       *prometheus.GaugeVec
+	set        setCollector
+	compiled   prometheus.Histogram
+	propagated prometheus.Histogram
 }
 
 // durations are the buckets of how long a request took: from a small set in
 // process (0.1 ms) to the longest a webhook may take.
 var durations = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 30}
+
+// compilations are the buckets of how long it takes to compile: from a few modules
+// (1 ms) to thousands that contradict each other (minutes).
+var compilations = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
 // NewMetrics makes the metrics in a registry of their own.
 func NewMetrics() *Metrics {
@@ -58,8 +66,22 @@ func NewMetrics() *Metrics {
 			Name: "kube_rego_modules",
 			Help: "Policy modules by state (in_force or held) and by the version that is in force (current, previous or none).",
 		}, []string{"state", "in_force"}),
+		held: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "kube_rego_held_changes",
+			Help: "Changes of modules that are held, by change: add (nothing of the module is in force), edit or delete.",
+		}, []string{"change"}),
+		compiled: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "kube_rego_compile_duration_seconds",
+			Help:    "Time to compile a policy set, with the attempts that it takes to find out what must be held.",
+			Buckets: compilations,
+		}),
+		propagated: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "kube_rego_propagation_duration_seconds",
+			Help:    "Time from the arrival of a change at this process (the event of a watch, or a bundle) until the policy set with it is in force here; the first set is not counted.",
+			Buckets: compilations,
+		}),
 	}
-	m.registry.MustRegister(m.reviews, m.fallbacks, m.timeouts, m.requests, m.dropped, m.modules,
+	m.registry.MustRegister(m.held, &m.set, m.compiled, m.propagated, m.reviews, m.fallbacks, m.timeouts, m.requests, m.dropped, m.modules,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -120,6 +142,50 @@ func (c resourceCollector) Collect(metrics chan<- prometheus.Metric) {
 	}
 }
 
+// setCollector tells of the policy set in force. Its fingerprint is a label, of which
+// there is one value at a time.
+type setCollector struct {
+	mu          sync.Mutex
+	fingerprint string
+	since       time.Time
+	generation  int
+}
+
+func (c *setCollector) activated(fingerprint string, at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fingerprint, c.since = fingerprint, at
+	c.generation++
+}
+
+var (
+	setInfoDesc = prometheus.NewDesc("kube_rego_policy_set_info",
+		"Always 1, and has the fingerprint of the policy set in force.", []string{"fingerprint"}, nil)
+	setSinceDesc = prometheus.NewDesc("kube_rego_policy_set_activated_timestamp_seconds",
+		"When the policy set in force went into force here: time() less this is its age.", nil, nil)
+	setGenerationDesc = prometheus.NewDesc("kube_rego_policy_set_generation",
+		"How many policy sets have gone into force since this process started.", nil, nil)
+)
+
+// Describe names the metrics.
+func (*setCollector) Describe(descriptions chan<- *prometheus.Desc) {
+	descriptions <- setInfoDesc
+	descriptions <- setSinceDesc
+	descriptions <- setGenerationDesc
+}
+
+// Collect tells nothing of a set before there is one.
+func (c *setCollector) Collect(metrics chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	metrics <- prometheus.MustNewConstMetric(setGenerationDesc, prometheus.GaugeValue, float64(c.generation))
+	if c.generation == 0 {
+		return
+	}
+	metrics <- prometheus.MustNewConstMetric(setInfoDesc, prometheus.GaugeValue, 1, c.fingerprint)
+	metrics <- prometheus.MustNewConstMetric(setSinceDesc, prometheus.GaugeValue, float64(c.since.UnixMilli())/1000)
+}
+
 // Handler serves the metrics in Prometheus' format.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
@@ -135,8 +201,38 @@ func (m *Metrics) Reported(report policy.Report) {
 	for _, s := range report.Modules {
 		count[[2]string{s.State(), string(s.InForce)}]++
 	}
+	held := map[string]int{"add": 0, "edit": 0, "delete": 0}
+	for _, s := range report.Held() {
+		held[change(s)]++
+	}
+	for kind, n := range held {
+		m.held.WithLabelValues(kind).Set(float64(n))
+	}
 	for labels, n := range count {
 		m.modules.WithLabelValues(labels[:]...).Set(float64(n))
+	}
+}
+
+// change is what the author of a held module wants of it.
+func change(s policy.Status) string {
+	switch {
+	case s.Deleted:
+		return "delete"
+	case s.InForce == policy.None:
+		return "add"
+	}
+	return "edit"
+}
+
+// Compiled measures how long it took to compile a set.
+func (m *Metrics) Compiled(took time.Duration) { m.compiled.Observe(took.Seconds()) }
+
+// Activated notes which set is in force from now on, and since when it was known that
+// something had changed; zero for the first set.
+func (m *Metrics) Activated(fingerprint string, noticed time.Time) {
+	m.set.activated(fingerprint, time.Now())
+	if !noticed.IsZero() {
+		m.propagated.Observe(time.Since(noticed).Seconds())
 	}
 }
 
