@@ -121,6 +121,8 @@ func (e *Engine) Apply(changes ...Change) {
 // It does not use the sdk's Decision: that shares one tracker of evaluated rules
 // between all decisions with one prepared query, and a rule with labels in its
 // metadata makes two of them write to one map, which ends the process.
+//
+// Beside an error the decision has no result; the rest of it is there.
 func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Decision, error) {
 	record := Record{ID: rand.Text(), Path: strings.Trim(path, "/"), Input: input}
 	environment := e.environment.Load()
@@ -135,10 +137,14 @@ func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Dec
 	if environment.Observe != nil {
 		environment.Observe(record)
 	}
-	if record.Err != nil {
-		return policy.Decision{ID: record.ID}, fmt.Errorf("decision %s: %w", record.Path, record.Err)
+	decision := policy.Decision{ID: record.ID, Result: record.Result}
+	if record.InForce != nil && record.InputValue != nil {
+		decision.Fingerprint, decision.Witness = record.InForce.snapshot.fingerprint, record
 	}
-	return policy.Decision{ID: record.ID, Result: record.Result}, nil
+	if record.Err != nil {
+		return decision, fmt.Errorf("decision %s: %w", record.Path, record.Err)
+	}
+	return decision, nil
 }
 
 // decide makes a decision with one snapshot and one state of the data.

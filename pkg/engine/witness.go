@@ -1,0 +1,174 @@
+package engine
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"slices"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/topdown"
+)
+
+// maxSpeakers bounds the modules that are named: whoever reads them looks for the few
+// that denied. With the longest names that Kubernetes allows they are 40 kB.
+const maxSpeakers = 64
+
+// maxQueries bounds what a trace remembers, to some megabytes.
+const maxQueries = 1 << 16
+
+// Speakers are the modules whose rules made the result what it is, sorted; maxSpeakers at
+// most. A rule that was true on the way to a rule that was not had no say. Tracing takes
+// two to three times as long as the decision took.
+func (r Record) Speakers(ctx context.Context) ([]string, error) {
+	said := make(speakers)
+	err := r.again(ctx, said)
+	return said.modules(), err
+}
+
+// Suspects are the modules whose rules are being evaluated when ctx ends, the innermost
+// first; none if the evaluation ends before.
+func (r Record) Suspects(ctx context.Context) []string {
+	path := &pathTracer{open: make(map[uint64]step)}
+	if err := r.again(ctx, path); err == nil || ctx.Err() == nil {
+		return nil
+	}
+	return path.modules()
+}
+
+// again makes the decision once more under a tracer. Built-ins give what they gave then.
+func (r Record) again(ctx context.Context, tracer topdown.QueryTracer) error {
+	query, err := r.InForce.prepare(ctx, r.Path)
+	if err != nil {
+		return err
+	}
+	_, err = query.Eval(ctx,
+		rego.EvalParsedInput(r.InputValue),
+		rego.EvalTransaction(r.Transaction),
+		rego.EvalNDBuiltinCache(r.Builtins),
+		rego.EvalHTTPRoundTripper(func(*http.Transport) http.RoundTripper { return silent{} }),
+		rego.EvalQueryTracer(tracer))
+	return err
+}
+
+// silent is a network that does not answer.
+type silent struct{}
+
+// RoundTrip waits until nobody does any more.
+func (silent) RoundTrip(request *http.Request) (*http.Response, error) {
+	<-request.Context().Done()
+	return nil, request.Context().Err()
+}
+
+// step is one query of an evaluation: the query that it is a part of, and the module if
+// it is a rule.
+type step struct {
+	parent uint64
+	module string
+}
+
+func stepOf(event topdown.Event) step {
+	s := step{parent: event.ParentID}
+	if rule, ok := event.Node.(*ast.Rule); ok && rule.Location != nil {
+		s.module = rule.Location.File
+	}
+	return s
+}
+
+// speakers is a tracer that notes which queries were true.
+type speakers map[uint64]step
+
+// Enabled is true.
+func (speakers) Enabled() bool { return true }
+
+// Config asks for events as they are.
+func (speakers) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
+
+// TraceEvent notes a query that was true.
+func (s speakers) TraceEvent(event topdown.Event) {
+	if event.Op == topdown.ExitOp && len(s) < maxQueries {
+		s[event.QueryID] = stepOf(event)
+	}
+}
+
+// modules are those of rules that were true as a part of what was true.
+func (s speakers) modules() []string {
+	var modules []string
+	for _, said := range s {
+		if said.module != "" && !slices.Contains(modules, said.module) && s.counts(said) && len(modules) < maxSpeakers {
+			modules = append(modules, said.module)
+		}
+	}
+	slices.Sort(modules)
+	return modules
+}
+
+// counts reports whether all that a query is a part of was true. The root has the number 0.
+func (s speakers) counts(said step) bool {
+	for said.parent != 0 {
+		var ok bool
+		if said, ok = s[said.parent]; !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// pathTracer notes which queries lead to the one that is being evaluated.
+type pathTracer struct {
+	open map[uint64]step
+	at   uint64
+}
+
+// Enabled is true.
+func (*pathTracer) Enabled() bool { return true }
+
+// Config asks for events as they are.
+func (*pathTracer) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
+
+// TraceEvent notes where the evaluation is.
+func (p *pathTracer) TraceEvent(event topdown.Event) {
+	p.at = event.QueryID
+	if event.Op != topdown.EnterOp {
+		return
+	}
+	if len(p.open) >= maxQueries {
+		p.prune(event.ParentID)
+	}
+	p.open[event.QueryID] = stepOf(event)
+}
+
+// prune forgets all but what leads to a query.
+func (p *pathTracer) prune(to uint64) {
+	kept := make(map[uint64]step)
+	for at := range p.way(to) {
+		kept[at] = p.open[at]
+	}
+	p.open = kept
+}
+
+// way are a query and those that it is a part of, up to the root, which has the number 0
+// and is a part of itself.
+func (p *pathTracer) way(from uint64) iter.Seq[uint64] {
+	return func(yield func(uint64) bool) {
+		for {
+			s, ok := p.open[from]
+			if !ok || !yield(from) || from == s.parent {
+				return
+			}
+			from = s.parent
+		}
+	}
+}
+
+// modules are those on the way, the innermost first.
+func (p *pathTracer) modules() []string {
+	var modules []string
+	for at := range p.way(p.at) {
+		if m := p.open[at].module; m != "" && !slices.Contains(modules, m) {
+			modules = append(modules, m)
+		}
+	}
+	return modules
+}
