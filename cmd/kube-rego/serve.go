@@ -14,7 +14,7 @@ import (
 
 func newServeCommand() *cobra.Command {
 	var options daemon.Options
-	level := slog.LevelInfo
+	level, format := slog.LevelInfo, formatText
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "Watch policies and answer the admission webhook",
@@ -41,13 +41,14 @@ after the requests in flight.`,
 			return nil
 		},
 		RunE: func(c *cobra.Command, _ []string) error {
-			log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			log := newLog(c.ErrOrStderr(), format, level)
 			klog.SetSlogLogger(log.With("component", "client-go"))
 			return daemon.Run(c.Context(), options, log)
 		},
 	}
 	addServeFlags(c.Flags(), &options)
 	c.Flags().TextVar(&level, "log-level", slog.LevelInfo, "what to log: debug, info, warn or error")
+	c.Flags().TextVar(&format, "log-format", formatText, "how lines of the log are written: text or json")
 	return c
 }
 
