@@ -29,14 +29,33 @@ type running struct {
 	status  string
 	api     string
 	client  *http.Client
+	log     *lines // all of it, debug included
 	stop    func() error
+}
+
+// lines are what was logged.
+type lines struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
 }
 
 // start runs a daemon on ports of its own until the test ends. Its files are
 // policies: the text of each key main by the name of its ConfigMap.
 func start(t *testing.T, policies map[string]string) *running {
 	t.Helper()
-	d := &running{t: t, folder: t.TempDir()}
+	d := &running{t: t, folder: t.TempDir(), log: &lines{}}
 	for name, rego := range policies {
 		d.edit(name, rego)
 	}
@@ -47,7 +66,8 @@ func start(t *testing.T, policies map[string]string) *running {
 	listening := listeners{addresses: make(chan [2]string, 3)}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 1)
-	go func() { ended <- daemon.Run(ctx, o, slog.New(listening)) }()
+	log := slog.NewMultiHandler(listening, slog.NewTextHandler(d.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	go func() { ended <- daemon.Run(ctx, o, slog.New(log)) }()
 	d.stop = sync.OnceValue(func() error {
 		cancel()
 		return <-ended
