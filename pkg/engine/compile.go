@@ -82,6 +82,9 @@ type Config struct {
 	Replicated Replicated
 	// MaskSecrets adds a mask for decision logs where no policy defines one.
 	MaskSecrets bool
+	// Entrypoint adds data.system.main where no policy defines it and there are rules
+	// that it can ask.
+	Entrypoint bool
 }
 
 // Compiler makes snapshots. It keeps what it parsed; it is not safe for use
@@ -110,9 +113,16 @@ func NewCompiler(config Config) (*Compiler, error) {
 		trials: maxTrials,
 	}
 	if config.MaskSecrets {
-		c.parser.mask, err = c.parser.parseText(maskName, maskSource, policy.RegoV1)
+		if c.parser.mask, err = c.parser.parseText(maskName, maskSource, policy.RegoV1); err != nil {
+			return nil, err
+		}
 	}
-	return c, err
+	if config.Entrypoint {
+		if c.parser.entrypoint, err = c.parser.newEntrypoint(); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
 }
 
 // Empty is the snapshot of a set without modules.
@@ -316,6 +326,7 @@ func (p *parser) compile(modules map[policy.ID]*module, bundles *Bundles) result
 		trees[name] = m.ast
 	}
 	p.addMask(trees)
+	p.addEntrypoint(trees, data)
 	compiler.Compile(trees)
 	return result{compiler: compiler, clash: clash}
 }

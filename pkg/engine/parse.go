@@ -35,6 +35,7 @@ type parser struct {
 	trusted      []string // namespaces that may declare packages under system
 	replicated   Replicated
 	mask         *ast.Module // of decision logs, for sets that define none; may be nil
+	entrypoint   *entrypoint // for sets that define none; may be nil
 	cache        map[[sha256.Size]byte]*module
 }
 
