@@ -414,6 +414,9 @@ func (l *loop) activate(c compiled, start time.Time) {
 			l.log.Warn("no policy in force defines the entrypoint: there is no decision, and every review is refused",
 				"entrypoint", l.entrypoint, "modules", len(c.snapshot.IDs()))
 		}
+		if _, instead := c.snapshot.AnswersItself(); instead {
+			l.log.Warn("a policy of the package system is held and nothing of it in force: the built-in entrypoint answers instead", "entrypoint", l.entrypoint)
+		}
 	}
 }
 

@@ -147,5 +147,9 @@ func declaresAt(tree *ast.Module, at []string) bool {
 	return hasPrefix(names(tree.Package.Path), at) || definesAt(tree, at)
 }
 
-// AnswersItself reports whether the entrypoint is the one that is built in.
-func (s *Snapshot) AnswersItself() bool { return s.compiler.Modules[entrypointName] != nil }
+// AnswersItself reports whether the entrypoint is the one that is built in, and whether
+// that is so because a policy of the package system is held, of which nothing is in force.
+func (s *Snapshot) AnswersItself() (itself, instead bool) {
+	itself = s.compiler.Modules[entrypointName] != nil
+	return itself, itself && slices.Contains(s.missing, systemPackage)
+}

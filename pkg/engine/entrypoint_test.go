@@ -223,8 +223,9 @@ func TestTheEntrypointThatIsBuiltIn(t *testing.T) {
 			if before, _, open := strings.Cut(test.want, "…"); got != test.want && (!open || !strings.HasPrefix(got, before)) {
 				t.Errorf("got  %s\nwant %s", got, test.want)
 			}
-			if defined := snapshot.Defines("system/main"); defined != (test.want != "undefined" || test.request != "") || snapshot.AnswersItself() != defined {
-				t.Errorf("there is an entrypoint: %t, and it is the one that is built in: %t", defined, snapshot.AnswersItself())
+			itself, instead := snapshot.AnswersItself()
+			if defined := snapshot.Defines("system/main"); defined != (test.want != "undefined" || test.request != "") || itself != defined || instead {
+				t.Errorf("there is an entrypoint: %t, it is the one that is built in: %t, instead of another: %t", defined, itself, instead)
 			}
 		})
 	}
@@ -252,8 +253,11 @@ func TestWhoDefinesTheEntrypointReplacesIt(t *testing.T) {
 			}
 			e := newEngine(t)
 			activate(t, e, second)
-			if got := decide(t, e, "system/main", map[string]any{}); second.AnswersItself() || strings.Contains(got, "built in") {
+			if got := decide(t, e, "system/main", map[string]any{}); strings.Contains(got, "built in") {
 				t.Errorf("replaced, it still answers %s", got)
+			}
+			if itself, _ := second.AnswersItself(); itself {
+				t.Error("replaced, it is still there")
 			}
 			third, report := settle(c, second, numbered(deny))
 			if got := answer(t, third, `{"uid": "u"}`); got != "denied 403: built in" {
@@ -269,13 +273,19 @@ func TestWhoDefinesTheEntrypointReplacesIt(t *testing.T) {
 func TestAnEntrypointThatIsHeldReplacesNothing(t *testing.T) {
 	c := answering(t)
 	deny := "package kubernetes.admission\ndeny contains \"built in\""
-	for sentence, set := range map[string]policy.Set{
-		"broken": numbered(deny, "package system\nmain := {"),
-		"of a namespace that may not define one": policy.NewSet(module("m0", 0, deny), policy.Module{
+	for sentence, test := range map[string]struct {
+		set     policy.Set
+		instead bool
+	}{
+		"broken": {numbered(deny, "package system\nmain := {"), true},
+		"of a namespace that may not define one": {policy.NewSet(module("m0", 0, deny), policy.Module{
 			ID: policy.ID{Namespace: "team", Name: "main", Key: "main"}, Source: "package system\nmain := 1",
-		}),
+		}), false},
 	} {
-		snapshot, report := settle(c, c.Empty(), set)
+		snapshot, report := settle(c, c.Empty(), test.set)
+		if itself, instead := snapshot.AnswersItself(); !itself || instead != test.instead {
+			t.Errorf("%s: the one that is built in answers: %t, instead of another: %t", sentence, itself, instead)
+		}
 		if got := answer(t, snapshot, `{"uid": "u"}`); len(report.Held()) != 1 || got != "denied 403: built in" {
 			t.Errorf("%s: held: %v; it answers %s", sentence, report.Held(), got)
 		}
@@ -369,8 +379,25 @@ func TestBundlesAndTheEntrypoint(t *testing.T) {
 func TestWithoutTheOptionThereIsNoEntrypoint(t *testing.T) {
 	c := newCompiler(t, policy.RegoAuto)
 	snapshot, _ := settle(c, c.Empty(), numbered("package kubernetes.admission\ndeny contains \"x\""))
-	if got := answer(t, snapshot, `{"uid": "u"}`); got != "undefined" || snapshot.AnswersItself() {
+	if got := answer(t, snapshot, `{"uid": "u"}`); got != "undefined" {
 		t.Errorf("it answers %s", got)
+	}
+}
+
+// Who had a say is a ConfigMap, and one that said something.
+func TestTheEntrypointThatIsBuiltInHasNoSay(t *testing.T) {
+	c := answering(t)
+	snapshot, _ := c.Compile(c.Empty(), numbered(
+		"package kubernetes.admission.a\ndeny contains \"x\"", "package kubernetes.admission.b\ndeny contains \"x\" if false"))
+	e := newEngine(t)
+	activate(t, e, snapshot)
+	input := map[string]any{"apiVersion": "v1", "kind": "AdmissionReview", "request": map[string]any{"uid": "u"}}
+	decision, err := e.Decide(t.Context(), "system/main", input)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decision.Witness.Speakers(t.Context()); err != nil || fmt.Sprint(got) != "[opa/m0/main]" {
+		t.Errorf("got %v, %v", got, err)
 	}
 }
 

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"iter"
-	"net/http"
 	"slices"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -43,22 +42,17 @@ func (r Record) again(ctx context.Context, tracer topdown.QueryTracer) error {
 	if err != nil {
 		return err
 	}
-	_, err = query.Eval(ctx,
+	options := []rego.EvalOption{
 		rego.EvalParsedInput(r.InputValue),
 		rego.EvalTransaction(r.Transaction),
 		rego.EvalNDBuiltinCache(r.Builtins),
-		rego.EvalHTTPRoundTripper(func(*http.Transport) http.RoundTripper { return silent{} }),
-		rego.EvalQueryTracer(tracer))
+		rego.EvalQueryTracer(tracer),
+	}
+	if r.offline != nil {
+		options = append(options, rego.EvalHTTPRoundTripper(r.offline))
+	}
+	_, err = query.Eval(ctx, options...)
 	return err
-}
-
-// silent is a network that does not answer.
-type silent struct{}
-
-// RoundTrip waits until nobody does any more.
-func (silent) RoundTrip(request *http.Request) (*http.Response, error) {
-	<-request.Context().Done()
-	return nil, request.Context().Err()
 }
 
 // step is one query of an evaluation: the query that it is a part of, and the module if
@@ -70,7 +64,7 @@ type step struct {
 
 func stepOf(event topdown.Event) step {
 	s := step{parent: event.ParentID}
-	if rule, ok := event.Node.(*ast.Rule); ok && rule.Location != nil {
+	if rule, ok := event.Node.(*ast.Rule); ok && rule.Location != nil && rule.Location.File != entrypointName {
 		s.module = rule.Location.File
 	}
 	return s
