@@ -67,7 +67,7 @@ func (d diagnosis) decidable() error {
 func (d *daemon) listeners() ([]*server.Listener, []func(context.Context), error) {
 	webhook := &server.Listener{Name: "webhook", Address: d.options.Addr, Handler: d.webhook(), Certificate: d.certificate.Get}
 	listeners := []*server.Listener{
-		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(d.diagnosis(), d.metrics)},
+		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(d.diagnosis(), d.metrics, nil)},
 		webhook,
 	}
 	var reloads []func(context.Context)

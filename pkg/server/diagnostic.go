@@ -64,15 +64,17 @@ type Replica struct {
 }
 
 // NewDiagnostic is the handler of the diagnostic listener: /healthz, /readyz,
-// /metrics and /status.
-func NewDiagnostic(state State, metrics *Metrics) http.Handler {
+// /metrics and /status. It shows the refusals that it is given; nil: none.
+func NewDiagnostic(state State, metrics *Metrics, refusals *Refusals) http.Handler {
 	metrics.registry.MustRegister(replicaCollector{state.Replicas}, resourceCollector{state.Resources})
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", probe(state.Healthy))
 	mux.HandleFunc("GET /readyz", probe(state.Ready))
 	mux.Handle("GET /metrics", metrics.Handler())
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, http.StatusOK, statusBody(state))
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		body := statusBody(state)
+		body.Since, body.Refusals = metrics.Since(), refusals.List()
+		serveStatus(w, r, body)
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		writeError(w, http.StatusNotFound, "there are /healthz, /readyz, /metrics and /status")
@@ -94,14 +96,18 @@ func probe(check func() error) http.HandlerFunc {
 type status struct {
 	Ready bool `json:"ready"`
 	// Reason why it is not ready.
-	Reason      string         `json:"reason,omitempty"`
-	Fingerprint string         `json:"fingerprint,omitempty"`
+	Reason      string `json:"reason,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"`
+	// Since is when that set went into force here.
+	Since       time.Time      `json:"since,omitzero"`
 	SourceError string         `json:"sourceError,omitempty"`
 	Replicas    []Replica      `json:"replicas,omitempty"`
 	Replication []resource     `json:"replication,omitempty"`
 	Bundles     []Bundle       `json:"bundles,omitempty"`
 	Plugins     []Plugin       `json:"plugins,omitempty"`
 	Modules     []moduleStatus `json:"modules"`
+	// Refusals are the latest of this process, newest first.
+	Refusals []Refusal `json:"refusals,omitempty"`
 }
 
 // resource is one whose objects policies read.

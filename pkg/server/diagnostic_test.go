@@ -121,7 +121,7 @@ func TestDiagnostic(t *testing.T) {
 		{name: "another path", path: "/status/opa", status: 404, contentType: object, want: noPath},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			diagnostic := httptest.NewServer(server.NewDiagnostic(test.state, server.NewMetrics()))
+			diagnostic := httptest.NewServer(server.NewDiagnostic(test.state, server.NewMetrics(), nil))
 			defer diagnostic.Close()
 			status, header, body := send(t, diagnostic, "GET", test.path, nil)
 			if status != test.status {
@@ -149,7 +149,7 @@ func TestMetricsHaveTheirNames(t *testing.T) {
 
 	diagnostic := httptest.NewServer(server.NewDiagnostic(stubState{replicas: []server.Replica{
 		{Identity: "a", State: policy.ReplicaInStep, Writer: true}, {Identity: "b", State: policy.ReplicaInStep}, {Identity: "c", State: policy.ReplicaGone},
-	}}, metrics))
+	}}, metrics, nil))
 	defer diagnostic.Close()
 	lines := func() string {
 		status, _, body := send(t, diagnostic, "GET", "/metrics", nil)

@@ -158,6 +158,13 @@ func (c *setCollector) activated(fingerprint string, at time.Time) {
 	c.generation++
 }
 
+// Since is when the policy set in force went into force here; zero before there is one.
+func (m *Metrics) Since() time.Time {
+	m.set.mu.Lock()
+	defer m.set.mu.Unlock()
+	return m.set.since
+}
+
 var (
 	setInfoDesc = prometheus.NewDesc("kube_rego_policy_set_info",
 		"Always 1, and has the fingerprint of the policy set in force.", []string{"fingerprint"}, nil)

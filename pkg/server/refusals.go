@@ -52,6 +52,9 @@ func (r *Refusals) Add(refusal Refusal) {
 
 // List is a copy, newest first.
 func (r *Refusals) List() []Refusal {
+	if r == nil {
+		return nil
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	list := slices.Concat(r.ring[r.next:], r.ring[:r.next])
