@@ -94,7 +94,7 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	opa := engine.New()
 	opa.Apply(objects(t, opa, folder)...)
 	opa.Activate(snapshot)
-	return admission.NewReviewer(opa, "system/main")
+	return admission.NewReviewer(opa, admission.Config{Entrypoint: "system/main"})
 }
 
 // objects puts what a folder has in objects/ where replication would put it.

@@ -90,6 +90,13 @@ func addAPIFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.StringVar(&o.OPAConfig, "opa-config", "", "`file` with OPA's own configuration: services, bundles, discovery, decision_logs, status and so on; ${NAME} in it is a variable of the environment")
 }
 
+// addReviewFlags adds the flags that say what is made of what the policies answer.
+func addReviewFlags(flags *pflag.FlagSet, o *daemon.Options) {
+	flags.BoolVar(&o.StrictReview, "strict-review", false, "pass on only answers that are right as they are, instead of making old ones right: version, kind, uid, status, patch, warnings and audit annotations")
+	flags.StringVar(&o.OnUndefined, "on-undefined", daemon.DefaultAction, "what becomes of an AdmissionReview about which no rule says anything: fail (an HTTP error, so that the webhook's failurePolicy decides), deny or allow")
+	flags.StringVar(&o.OnError, "on-error", daemon.DefaultAction, "what becomes of an AdmissionReview about which the policies fail, take too long, or say what cannot be passed on: fail, deny or allow")
+}
+
 func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.SortFlags = false // in the order in which a person reads them
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig `file` of the cluster; the namespace of its context is ours, for certificate and Lease; none: the pod's own service account")
@@ -102,6 +109,7 @@ func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	addReplicationFlags(flags, o)
 	flags.StringVar(&o.StatusAnnotation, "status-annotation", defaultStatusAnnotation, "annotation `key` for the status of a policy; empty: none is written")
 	flags.StringVar(&o.Entrypoint, "entrypoint", daemon.DefaultEntrypoint, "`path` of the decision that answers POST /; default_decision of --opa-config is taken instead of the default")
+	addReviewFlags(flags, o)
 	flags.StringVar(&o.RegoVersion, "rego-version", "auto", "Rego version of policies that do not say it in the annotation openpolicyagent.org/rego-version: auto, v0 or v1")
 	flags.StringArrayVar(&o.Builtins, "enable-builtin", nil, fmt.Sprintf("switch on a built-in that is off by default, one of %v; repeatable", engine.OffByDefault()))
 	flags.StringVar(&o.Addr, "addr", ":8443", "`address` of the webhook, over HTTPS")

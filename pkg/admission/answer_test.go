@@ -1,6 +1,7 @@
 package admission_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,16 +19,36 @@ func allowedTo(response string) string {
 main := {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": ` + response + `}`
 }
 
-// withoutID is the body of an answer without the annotation that is the id of
-// the decision, and fails the test if it has none.
-func withoutID(t *testing.T, answer admission.Answer) string {
+// withoutOurs is the body of an answer without the annotations that lead to the decision,
+// and fails the test if it has none that name it and the set.
+func withoutOurs(t *testing.T, answer admission.Answer) string {
 	t.Helper()
-	body, own := string(answer.Body), `"decision-id":"`+answer.DecisionID+`"`
-	if answer.DecisionID == "" || !strings.Contains(body, own) {
-		t.Errorf("the answer does not tell the id %q of the decision: %s", answer.DecisionID, body)
+	decoder := json.NewDecoder(bytes.NewReader(answer.Body))
+	decoder.UseNumber()
+	var body map[string]any
+	if err := decoder.Decode(&body); err != nil {
+		t.Fatal(err)
 	}
-	body = strings.Replace(body, `"auditAnnotations":{`+own+`},`, "", 1)
-	return strings.Replace(body, own+",", "", 1)
+	response := body["response"].(map[string]any)
+	annotations, _ := response["auditAnnotations"].(map[string]any)
+	ours := map[string]string{"decision-id": answer.DecisionID, "fingerprint": answer.Fingerprint}
+	if len(answer.Modules) > 0 {
+		ours["modules"] = strings.Join(answer.Modules, ",")
+	}
+	for key, want := range ours {
+		if want == "" || annotations[key] != want {
+			t.Errorf("the annotation %s is %v, want %q", key, annotations[key], want)
+		}
+		delete(annotations, key)
+	}
+	if len(annotations) == 0 {
+		delete(response, "auditAnnotations")
+	}
+	encoded, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(encoded)
 }
 
 func TestAnswersOfPolicies(t *testing.T) {
@@ -87,7 +108,7 @@ func TestAnswersOfPolicies(t *testing.T) {
 		{
 			name: "a status without a word gets a code and a reason",
 			rego: allowedTo(`{"allowed": false, "status": {}}`),
-			want: `{"allowed":false,"status":{"code":403,"reason":"Forbidden"},"uid":"u1"}`,
+			want: `{"allowed":false,"status":{"code":403,"message":"the policies gave no reason (said by opa/main/main)","reason":"Forbidden"},"uid":"u1"}`,
 		},
 		{
 			name: "a reason beside a message is kept",
@@ -99,10 +120,51 @@ func TestAnswersOfPolicies(t *testing.T) {
 			rego: allowedTo(`{"allowed": false, "status": {"reason": "slow down", "code": 429}}`),
 			want: `{"allowed":false,"status":{"code":429,"message":"slow down"},"uid":"u1"}`,
 		},
-		{name: "a denial without a word is a denial", rego: allowedTo(`{"allowed": false}`), want: `{"allowed":false,"uid":"u1"}`},
 		{
-			name: "a denial with a status that is null is a denial",
-			rego: allowedTo(`{"allowed": false, "status": null}`), want: `{"allowed":false,"status":null,"uid":"u1"}`,
+			name: "a denial without a word gets one", rego: allowedTo(`{"allowed": false}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"the policies gave no reason (said by opa/main/main)","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a denial with a status that is null does too", rego: allowedTo(`{"allowed": false, "status": null}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"the policies gave no reason (said by opa/main/main)","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a code that is no error, or none of HTTP, is 403", rego: allowedTo(`{"allowed": false, "status": {"message": "no", "code": 1000}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "so is one of success", rego: allowedTo(`{"allowed": false, "status": {"message": "no", "code": 200, "status": "Success"}}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a code in a text is a code", rego: allowedTo(`{"allowed": false, "status": {"message": "no", "code": "422"}}`),
+			want: `{"allowed":false,"status":{"code":422,"message":"no"},"uid":"u1"}`,
+		},
+		{
+			name: "details of a denial are sent as they are",
+			rego: allowedTo(`{"allowed": false, "status": {"message": "no", "details": {"causes": [{"field": "spec.x", "message": "no x"}], "retryAfterSeconds": 3}}}`),
+			want: `{"allowed":false,"status":{"code":403,"details":{"causes":[{"field":"spec.x","message":"no x"}],"retryAfterSeconds":3},"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a single warning is a list of one", rego: allowedTo(`{"allowed": true, "warnings": "old"}`), want: `{"allowed":true,"uid":"u1","warnings":["old"]}`,
+		},
+		{
+			name: "a warning that is no text becomes one, and loses what the API server would drop it for",
+			rego: allowedTo(`{"allowed": true, "warnings": [{"a": 1}, "two\nlines", "", 7]}`), want: `{"allowed":true,"uid":"u1","warnings":["{\"a\":1}","two lines","7"]}`,
+		},
+		{
+			name: "an annotation that is no text becomes one, and a key that is no name too",
+			rego: allowedTo(`{"allowed": true, "auditAnnotations": {"a": 1, "team/rule of /3": "x", "": true}}`),
+			want: `{"allowed":true,"auditAnnotations":{"a":"1","annotation":"true","team-rule-of--3":"x"},"uid":"u1"}`,
+		},
+		{
+			name: "a patch beside a denial is left out",
+			rego: allowedTo(`{"allowed": false, "status": {"message": "no"}, "patch": [{"op": "add", "path": "/metadata/labels", "value": {}}], "patchType": "JSONPatch"}`),
+			want: `{"allowed":false,"status":{"code":403,"message":"no","reason":"Forbidden"},"uid":"u1"}`,
+		},
+		{
+			name: "a patch that changes nothing is left out, with its type",
+			rego: allowedTo(`{"allowed": true, "patch": [], "patchType": "JSONPatch"}`), want: `{"allowed":true,"uid":"u1"}`,
 		},
 		{
 			name: "the reason of what is allowed is left alone",
@@ -110,16 +172,9 @@ func TestAnswersOfPolicies(t *testing.T) {
 			want: `{"allowed":true,"status":{"reason":"because"},"uid":"u1"}`,
 		},
 		{
-			name: "warnings, audit annotations and a patch are sent as they are",
-			rego: allowedTo(`{
-				"allowed": true,
-				"warnings": ["old <api>", "older"],
-				"auditAnnotations": {"policy": "images"},
-				"patch": "W3sib3AiOiJhZGQifV0=",
-				"patchType": "JSONPatch",
-			}`),
-			want: `{"allowed":true,"auditAnnotations":{"policy":"images"},"patch":"W3sib3AiOiJhZGQifV0=",` +
-				`"patchType":"JSONPatch","uid":"u1","warnings":["old \u003capi\u003e","older"]}`,
+			name: "warnings and audit annotations are sent as they are",
+			rego: allowedTo(`{"allowed": true, "warnings": ["old <api>", "older"], "auditAnnotations": {"policy": "images"}}`),
+			want: `{"allowed":true,"auditAnnotations":{"policy":"images"},"uid":"u1","warnings":["old \u003capi\u003e","older"]}`,
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -131,7 +186,7 @@ func TestAnswersOfPolicies(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := withoutID(t, answer); got != want {
+				if got := withoutOurs(t, answer); got != want {
 					t.Errorf("got  %s\nwant %s", got, want)
 				}
 				if want := strings.Contains(test.want, `"allowed":true`); answer.Allowed != want {
@@ -157,7 +212,7 @@ func TestTheValueOfAPolicyIsNotWrittenTo(t *testing.T) {
 		}}
 	}
 	kept := value()
-	if _, err := admission.NewReviewer(constant{kept}, "system/main").Review(t.Context(), []byte(asked("v1", `"uid":"u1"`))); err != nil {
+	if _, err := admission.NewReviewer(constant{kept}, admission.Config{Entrypoint: "system/main"}).Review(t.Context(), []byte(asked("v1", `"uid":"u1"`))); err != nil {
 		t.Fatal(err)
 	}
 	if want := value(); !reflect.DeepEqual(kept, want) {
@@ -182,7 +237,7 @@ func TestTheIDOfTheDecisionIsAnAuditAnnotation(t *testing.T) {
 			if err := json.Unmarshal([]byte(test.response), &response); err != nil {
 				t.Fatal(err)
 			}
-			reviewer := admission.NewReviewer(constant{map[string]any{"response": response}}, "system/main")
+			reviewer := admission.NewReviewer(constant{map[string]any{"response": response}}, admission.Config{Entrypoint: "system/main"})
 			answer, err := reviewer.Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))
 			if err != nil {
 				t.Fatal(err)
@@ -252,11 +307,12 @@ func TestWhatTheAPIServerCannotDecodeIsAnError(t *testing.T) {
 	for _, test := range []struct{ response, want string }{
 		{`{"allowed": false, "status": {"message": ["a", "b"]}}`, "response.status.message is a JSON array"},
 		{`{"allowed": false, "status": {"reason": {"a", "b"}}}`, "response.status.reason is a JSON array"},
-		{`{"allowed": false, "status": {"message": "m", "code": "403"}}`, "response.status.code is a JSON string"},
-		{`{"allowed": true, "warnings": "careful"}`, "response.warnings is a JSON string"},
-		{`{"allowed": true, "auditAnnotations": {"a": 1}}`, "response.auditAnnotations is a JSON number"},
-		{`{"allowed": true, "auditAnnotations": "none"}`, "response.auditAnnotations is a JSON string"},
-		{`{"allowed": true, "patch": "not base64!"}`, "illegal base64"},
+		{`{"allowed": false, "status": {"message": "m", "code": 403.5}}`, "response.status.code is a number, want the number of an HTTP error"},
+		{`{"allowed": false, "status": {"message": "m", "code": "no"}}`, "response.status.code is a string, want the number of an HTTP error"},
+		{`{"allowed": true, "auditAnnotations": "none"}`, "response.auditAnnotations is a string, want an object"},
+		{`{"allowed": true, "patch": "not base64!"}`, "response.patch: the text is neither JSON nor base64"},
+		{`{"allowed": true, "patch": [{"op": "remove", "path": "/x/y"}]}`, "response.patch: there is nothing to change: request.object is null"},
+		{`{"allowed": true, "patch": [], "patchType": 7}`, "response.patchType is a number"},
 	} {
 		t.Run(test.response, func(t *testing.T) {
 			_, err := newReviewer(t, allowedTo(test.response)).Review(t.Context(), []byte(asked("v1", `"uid":"u1"`)))

@@ -19,22 +19,35 @@ type kind struct {
 	versions []string
 	// describe says what a request asks about, or why it is malformed.
 	describe func(input map[string]any) (Request, error)
-	// field is where the answer stands beside apiVersion and kind, and answer
-	// makes it of what the policies gave to the request with the uid.
+	// field is where the answer stands beside apiVersion and kind, and answer makes it
+	// of what the policies gave.
 	field  string
-	answer func(decision policy.Decision, uid string) (map[string]any, error)
+	answer func(config Config, review review, decision policy.Decision) (map[string]any, error)
 	// decoded is what the API server decodes the answer to.
 	decoded func() any
 }
 
-const subjectAccessReview = "SubjectAccessReview"
+const (
+	subjectAccessReview = "SubjectAccessReview"
+	// responseField is where the answer to an AdmissionReview stands.
+	responseField = "response"
+)
+
+// fail words the error for who sent a review: the user of an AdmissionReview reads it, and
+// can tell the id to who can find out more.
+func (k kind) fail(err error, decisionID string) error {
+	if k.field != responseField {
+		return err
+	}
+	return fmt.Errorf("%w (decision %s)", err, decisionID)
+}
 
 // kinds are the reviews that are answered.
 var kinds = []kind{
 	{
 		name: "AdmissionReview", group: "admission.k8s.io", versions: []string{"v1", "v1beta1"},
 		describe: describeAdmission,
-		field:    "response", answer: normalise,
+		field:    responseField, answer: normalise,
 		decoded: func() any { return new(admissionv1.AdmissionReview) },
 	},
 	{

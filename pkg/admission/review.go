@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -20,16 +22,42 @@ type Decider interface {
 	Decide(ctx context.Context, path string, input any) (policy.Decision, error)
 }
 
-// Reviewer answers reviews with the decision of an entrypoint.
-type Reviewer struct {
-	decider    Decider
-	entrypoint string
+// Action is what becomes of a review about which the policies come to no decision.
+type Action string
+
+const (
+	// Fail gives no answer, so that the failurePolicy of the webhook decides.
+	Fail Action = "fail"
+	// Deny answers no, and Allow yes; both say why.
+	Deny  Action = "deny"
+	Allow Action = "allow"
+)
+
+// Config is what a Reviewer needs.
+type Config struct {
+	// Entrypoint is the decision that is asked for, such as system/main.
+	Entrypoint string
+	// Strict passes on only answers that are right as they are. Otherwise what is
+	// known from the field is made right.
+	Strict bool
+	// OnUndefined is for an AdmissionReview about which no rule says anything, and
+	// OnError for one about which the policies fail, run out of time, or say what
+	// cannot be made right. Empty: Fail. Other kinds of reviews always fail.
+	OnUndefined, OnError Action
+	// Validating says that the answers are for validating webhooks, of which the API
+	// server takes no patch.
+	Validating bool
 }
 
-// NewReviewer makes a reviewer that asks decider for the decision entrypoint,
-// such as system/main.
-func NewReviewer(decider Decider, entrypoint string) *Reviewer {
-	return &Reviewer{decider: decider, entrypoint: entrypoint}
+// Reviewer answers reviews with the decision of an entrypoint.
+type Reviewer struct {
+	decider Decider
+	config  Config
+}
+
+// NewReviewer makes a reviewer that asks decider.
+func NewReviewer(decider Decider, config Config) *Reviewer {
+	return &Reviewer{decider: decider, config: config}
 }
 
 // Answer is the answer to one review.
@@ -43,8 +71,18 @@ type Answer struct {
 	// NoOpinion says that it neither allows nor denies, so that another
 	// authorizer is asked. Only a SubjectAccessReview can be answered so.
 	NoOpinion bool
+	// Cause is why the policies came to no decision; nil if they did. The answer is
+	// then what Action says.
+	Cause  error
+	Action Action
 	// DecisionID names the decision in logs.
 	DecisionID string
+	// Fingerprint is that of the set that it was made with.
+	Fingerprint string
+	// Modules are those that had a say, where the answer says more than yes.
+	Modules []string
+	// Witness knows more; nil if there was no set to make a decision with.
+	Witness policy.Witness
 	// Request says what was asked about.
 	Request Request
 }
@@ -74,29 +112,109 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 	if err != nil {
 		return Answer{}, err
 	}
-	decision, err := r.decider.Decide(ctx, r.entrypoint, review.input)
-	answer := Answer{Review: review.kind.name, DecisionID: decision.ID, Request: review.request}
+	decision, err := r.decider.Decide(ctx, r.config.Entrypoint, review.input)
+	answer := Answer{
+		Review:      review.kind.name,
+		DecisionID:  decision.ID,
+		Fingerprint: decision.Fingerprint,
+		Witness:     decision.Witness,
+		Request:     review.request,
+	}
+	content, err := r.content(ctx, review, decision, err, &answer)
 	if err != nil {
 		return answer, err
 	}
-	content, err := review.kind.answer(decision, review.request.UID)
+	answer.Body, err = json.Marshal(review.with(content))
 	if err != nil {
-		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
+		return answer, fmt.Errorf("decision %s: %w", r.config.Entrypoint, err)
 	}
-	encoded, err := json.Marshal(map[string]any{
-		"apiVersion":      review.apiVersion,
-		"kind":            review.kind.name,
-		review.kind.field: content,
-	})
-	if err == nil {
-		err = decodable(encoded, review.kind.decoded())
-	}
-	if err != nil {
-		return answer, fmt.Errorf("decision %s: %w", r.entrypoint, err)
-	}
-	answer.Body, answer.Allowed = encoded, content["allowed"] == true
+	answer.Allowed = content["allowed"] == true
 	answer.NoOpinion = review.kind.name == subjectAccessReview && !answer.Allowed && content["denied"] != true
 	return answer, nil
+}
+
+// content is what the answer to a review says: what the policies gave, made right, or
+// what is to be said where they gave nothing that can be passed on.
+func (r *Reviewer) content(ctx context.Context, review review, decision policy.Decision, err error, answer *Answer) (map[string]any, error) {
+	var content map[string]any
+	if err == nil {
+		content, err = r.made(ctx, review, decision, answer)
+	}
+	if err == nil {
+		return content, nil
+	}
+	err = outOfTime(err)
+	action := r.action(review, err)
+	answer.Cause, answer.Action = err, action
+	if action == Fail {
+		return nil, review.kind.fail(err, decision.ID)
+	}
+	return fallback(action, err, review.request.UID, decision), nil
+}
+
+// made is the content that is made of a decision.
+func (r *Reviewer) made(ctx context.Context, review review, decision policy.Decision, answer *Answer) (map[string]any, error) {
+	content, err := review.kind.answer(r.config, review, decision)
+	if err == nil {
+		err = review.decodable(content)
+	}
+	if err != nil || review.kind.field == responseField && says(content) {
+		answer.Modules = speakers(ctx, decision)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decision %s: %w%s", r.config.Entrypoint, err, by(answer.Modules))
+	}
+	if review.kind.field == responseField {
+		explain(content, answer.Modules)
+		annotate(content, decision, answer.Modules)
+	}
+	return content, nil
+}
+
+// action is what is to be done without a decision.
+func (r *Reviewer) action(review review, err error) Action {
+	action := r.config.OnError
+	if errors.Is(err, policy.ErrUndefined) {
+		action = r.config.OnUndefined
+	}
+	if action == "" || review.kind.field != responseField {
+		return Fail
+	}
+	return action
+}
+
+// speakersTimeout is how long an answer waits until it is known which modules had a say.
+// A decision takes some milliseconds, and to make it once more under a trace three times
+// as long; one that takes longer is told without them.
+const speakersTimeout = 100 * time.Millisecond
+
+func speakers(ctx context.Context, decision policy.Decision) []string {
+	if decision.Witness == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, speakersTimeout)
+	defer cancel()
+	modules, err := decision.Witness.Speakers(ctx)
+	if err != nil {
+		return nil
+	}
+	return modules
+}
+
+// by names modules at the end of a sentence.
+func by(modules []string) string {
+	if len(modules) == 0 {
+		return ""
+	}
+	return " (said by " + strings.Join(modules, ", ") + ")"
+}
+
+// outOfTime words the error of a decision whose time was up.
+func outOfTime(err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return fmt.Errorf("the policies did not come to a decision in the time that there was: %w", err)
 }
 
 // review is what must be known of a request to answer it.
@@ -105,6 +223,20 @@ type review struct {
 	apiVersion string
 	kind       kind
 	request    Request
+}
+
+// with is the whole answer to a review.
+func (r review) with(content map[string]any) map[string]any {
+	return map[string]any{"apiVersion": r.apiVersion, "kind": r.kind.name, r.kind.field: content}
+}
+
+// decodable reports what of an answer the API server could not decode.
+func (r review) decodable(content map[string]any) error {
+	encoded, err := json.Marshal(r.with(content))
+	if err != nil {
+		return err
+	}
+	return decodable(encoded, r.kind.decoded())
 }
 
 func decode(body []byte) (review, error) {

@@ -10,7 +10,7 @@ import (
 // accessStatus makes of a policy's answer the status of a SubjectAccessReview.
 // The API server's authorizer takes a status that both allows and denies for an
 // error, and logs it where no author of a policy looks.
-func accessStatus(decision policy.Decision, _ string) (map[string]any, error) {
+func accessStatus(_ Config, _ review, decision policy.Decision) (map[string]any, error) {
 	status, err := reviewStatus(decision.Result)
 	if err == nil && status["allowed"] == true && status["denied"] == true {
 		err = errors.New("status.allowed and status.denied are both true")
@@ -19,7 +19,7 @@ func accessStatus(decision policy.Decision, _ string) (map[string]any, error) {
 }
 
 // imageStatus makes of a policy's answer the status of an ImageReview.
-func imageStatus(decision policy.Decision, _ string) (map[string]any, error) {
+func imageStatus(_ Config, _ review, decision policy.Decision) (map[string]any, error) {
 	return reviewStatus(decision.Result)
 }
 

@@ -122,13 +122,25 @@ func (d *daemon) clientCA(flag, file string) (func() *x509.CertPool, []func(cont
 }
 
 func (d *daemon) webhook() http.Handler {
+	config := admission.Config{
+		Entrypoint:  d.options.Entrypoint,
+		Strict:      d.options.StrictReview,
+		OnUndefined: admission.Action(d.options.OnUndefined),
+		OnError:     admission.Action(d.options.OnError),
+	}
+	validating := config
+	validating.Validating = true
 	return server.NewWebhook(server.WebhookConfig{
-		Reviewer: admission.NewReviewer(d.loop.engine, d.options.Entrypoint),
-		Data:     d.host.Decisions(),
-		Decides:  d.loop.engine.Decides,
-		Ready:    d.decidable,
-		Metrics:  d.metrics,
-		Log:      d.log,
+		Reviewer:   admission.NewReviewer(d.loop.engine, config),
+		Validator:  admission.NewReviewer(d.loop.engine, validating),
+		Entrypoint: d.options.Entrypoint,
+		RanOut:     d.runaways.add,
+		Refusals:   d.refusals,
+		Data:       d.host.Decisions(),
+		Decides:    d.loop.engine.Decides,
+		Ready:      d.decidable,
+		Metrics:    d.metrics,
+		Log:        d.log,
 	})
 }
 

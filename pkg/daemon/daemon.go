@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/opa"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -46,7 +48,7 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	d := &daemon{options: o, log: log, metrics: server.NewMetrics(), certificate: newCertificate()}
+	d := &daemon{options: o, log: log, metrics: server.NewMetrics(), certificate: newCertificate(), refusals: server.NewRefusals()}
 	if err := d.prepare(); err != nil {
 		return err
 	}
@@ -64,6 +66,8 @@ type daemon struct {
 	replicas    *status.Replicas
 	replicator  *replication.Replicator // nil where nothing is replicated
 	certificate *certificate
+	runaways    *runaways
+	refusals    *server.Refusals
 }
 
 // cluster is how to reach the API server, and where in it we live.
@@ -92,6 +96,7 @@ func (d *daemon) prepare() error {
 		SystemNamespaces: d.systemNamespaces(),
 		Replicated:       d.options.engineReplicated(),
 		MaskSecrets:      configuration.LogsDecisions(),
+		Entrypoint:       strings.Trim(d.options.Entrypoint, "/") == DefaultEntrypoint,
 	})
 	if err != nil {
 		return err
@@ -108,6 +113,7 @@ func (d *daemon) prepare() error {
 		proposals:  make(chan proposal),
 		state:      state{waiting: watch.ErrNotSynced},
 	}
+	d.runaways = &runaways{answers: make(chan admission.Answer, 1), ranOut: d.metrics.RanOut, log: d.log}
 	d.prepareHost(configuration)
 	if d.cluster != nil {
 		d.prepareStatus()
@@ -279,6 +285,10 @@ func (d *daemon) run(ctx context.Context) error {
 		})
 	}
 	group.Go(func() error { return d.certify(ctx) })
+	group.Go(func() error {
+		d.followRunaways(ctx)
+		return nil
+	})
 	group.Go(func() error { return abandoned(ctx, d.loop.source.Run, d.loop.look) })
 	group.Go(func() error { return d.loop.run(ctx) })
 	group.Go(func() error {

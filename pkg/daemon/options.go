@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -78,6 +79,11 @@ type Options struct {
 
 	// Entrypoint is the decision that the webhook asks for.
 	Entrypoint string
+	// StrictReview passes on only answers that are right as they are.
+	StrictReview bool
+	// OnUndefined and OnError are what becomes of a review about which the policies
+	// come to no decision: fail, deny or allow.
+	OnUndefined, OnError string
 	// RegoVersion of modules that do not say it themselves.
 	RegoVersion string
 	// Builtins that are off by default and are to be on.
@@ -86,6 +92,10 @@ type Options struct {
 
 // DefaultEntrypoint is the decision of POST / unless somebody says otherwise.
 const DefaultEntrypoint = "system/main"
+
+// DefaultAction is what becomes of a review without a decision unless somebody says
+// otherwise: the webhook's own failurePolicy decides.
+const DefaultAction = string(admission.Fail)
 
 const (
 	// AuthorizationAuto has the policy set decide about requests to the API where it
@@ -257,6 +267,11 @@ func (o Options) validatePolicies() error {
 	var errs []error
 	if err := engine.CheckPath(o.Entrypoint); err != nil {
 		errs = append(errs, fmt.Errorf("--entrypoint: %w", err))
+	}
+	for _, f := range []struct{ flag, action string }{{"--on-undefined", o.OnUndefined}, {"--on-error", o.OnError}} {
+		if !slices.Contains([]admission.Action{admission.Fail, admission.Deny, admission.Allow}, admission.Action(f.action)) {
+			errs = append(errs, fmt.Errorf("%s: %q: want fail, deny or allow", f.flag, f.action))
+		}
 	}
 	if _, err := policy.ParseRegoVersion(o.RegoVersion); err != nil {
 		errs = append(errs, fmt.Errorf("--rego-version: %w", err))

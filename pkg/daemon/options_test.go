@@ -25,6 +25,8 @@ func defaults() daemon.Options {
 		APIAuthorization: "auto",
 		Entrypoint:       "system/main",
 		RegoVersion:      "auto",
+		OnUndefined:      "fail",
+		OnError:          "fail",
 	}
 }
 
@@ -53,6 +55,12 @@ func TestOptionsValidate(t *testing.T) {
 		{name: "an API for those whom a policy lets in", change: func(o *daemon.Options) { o.APIAddr, o.APIAuthorization = ":8181", "basic" }},
 		{name: "an entrypoint with slashes around", change: func(o *daemon.Options) { o.Entrypoint = "/system/main/" }},
 
+		{name: "no answer is an answer", change: func(o *daemon.Options) { o.OnUndefined, o.OnError = "deny", "allow" }},
+
+		{
+			name: "an action that nobody knows, and none", change: func(o *daemon.Options) { o.OnUndefined, o.OnError = "ignore", "" },
+			want: []string{`--on-undefined: "ignore": want fail, deny or allow`, `--on-error: "": want fail, deny or allow`},
+		},
 		{
 			name: "no namespace", change: func(o *daemon.Options) { o.Namespaces = nil },
 			want: []string{"--namespaces: want at least one namespace, or * for all"},
@@ -152,7 +160,7 @@ func TestOptionsValidate(t *testing.T) {
 			name:   "no option at all: every error is told",
 			change: func(o *daemon.Options) { *o = daemon.Options{} },
 			want: []string{
-				"--namespaces: ", `--policy-label: "": `, `--data-label: "": `, "--enable-policies=false and", `--replicate-path: "" is not`, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--api-authorization: "" is`, `--entrypoint: "" is not`, `--rego-version: `,
+				"--namespaces: ", `--policy-label: "": `, `--data-label: "": `, "--enable-policies=false and", `--replicate-path: "" is not`, `--addr: "" is not`, `--diagnostic-addr: "" is not`, `--api-authorization: "" is`, `--entrypoint: "" is not`, `--on-undefined: ""`, `--on-error: ""`, `--rego-version: `,
 			},
 		},
 	} {

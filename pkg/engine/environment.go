@@ -5,6 +5,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/storage"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/topdown/builtins"
 	"github.com/open-policy-agent/opa/v1/topdown/cache"
 )
@@ -15,6 +16,9 @@ type Environment struct {
 	// the answers that http.send got; nil: nothing is kept.
 	Cache      cache.InterQueryCache
 	ValueCache cache.InterQueryValueCache
+	// Offline is the network of decisions that are made once more, to find out how they
+	// were made: http.send gives what it gave then, and where it gave nothing asks nobody.
+	Offline topdown.CustomizeRoundTripper
 	// Observe hears of each decision, before its answer goes out: it must not keep
 	// the decision waiting. nil: nobody does.
 	Observe func(Record)
@@ -40,12 +44,14 @@ type Record struct {
 	Metrics metrics.Metrics
 	// Builtins are what built-ins gave that give something else each time.
 	Builtins builtins.NDBCache
+
+	offline topdown.CustomizeRoundTripper
 }
 
 // options evaluate a query for a record. Metrics are taken only where somebody hears of
 // them.
 func (e Environment) options(record *Record) []rego.EvalOption {
-	record.Builtins = make(builtins.NDBCache)
+	record.Builtins, record.offline = make(builtins.NDBCache), e.Offline
 	options := []rego.EvalOption{
 		rego.EvalParsedInput(record.InputValue),
 		rego.EvalTransaction(record.Transaction),

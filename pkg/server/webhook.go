@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 const (
@@ -35,8 +36,17 @@ type Reviewer interface {
 
 // WebhookConfig is what a Webhook needs.
 type WebhookConfig struct {
-	// Reviewer answers the reviews that come to POST /.
-	Reviewer Reviewer
+	// Reviewer answers the reviews that come to POST / and POST /mutate, and Validator
+	// those that come to POST /validate: the API server takes no patch from a webhook
+	// that validates, and its review does not say what it is for.
+	Reviewer, Validator Reviewer
+	// Entrypoint is the decision that both ask for, as metrics name it.
+	Entrypoint string
+	// RanOut hears of each review whose policies did not come to a decision in time;
+	// it must not block. nil: nobody does.
+	RanOut func(admission.Answer)
+	// Refusals remember what was not allowed; nil: nobody does.
+	Refusals *Refusals
 	// Data answers at /v0/data/<path> and /v1/data/<path>, as OPA's REST API
 	// does; nil if nothing is served there.
 	Data http.Handler
@@ -59,57 +69,120 @@ type Webhook struct{ config WebhookConfig }
 // NewWebhook makes the handler of the webhook's listener.
 func NewWebhook(config WebhookConfig) *Webhook { return &Webhook{config: config} }
 
-// ServeHTTP answers POST / and requests for decisions, and all else with an
-// error in JSON.
+// ServeHTTP answers reviews and requests for decisions, and all else with an error in
+// JSON.
 func (h *Webhook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	reviewer := h.reviewer(r.URL.Path)
 	switch {
 	case h.config.Data != nil && isDataPath(r.URL.Path):
 		h.data(w, r)
-	case r.URL.Path != "/":
-		writeError(w, http.StatusNotFound, fmt.Sprintf("nothing is served at %s; AdmissionReviews go to POST /", r.URL.Path))
+	case reviewer == nil:
+		writeError(w, http.StatusNotFound, fmt.Sprintf("nothing is served at %s; AdmissionReviews go to POST /, /mutate or /validate", r.URL.Path))
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
-		writeError(w, http.StatusMethodNotAllowed, "this is an admission webhook: send an AdmissionReview with POST /")
+		writeError(w, http.StatusMethodNotAllowed, "this is an admission webhook: send an AdmissionReview with POST "+r.URL.Path)
 	default:
-		h.review(w, r)
+		h.review(w, r, reviewer)
 	}
 }
 
-// The outcomes of a review, as the metric counts them.
+// reviewer is who answers reviews at a path; nil if nobody does.
+func (h *Webhook) reviewer(path string) Reviewer {
+	switch path {
+	case "/", "/mutate":
+		return h.config.Reviewer
+	case "/validate":
+		return h.config.Validator
+	}
+	return nil
+}
+
+// The outcomes of a review, as metrics and logs name them: what the policies came to,
+// whatever is then made of it.
 const (
-	outcomeAllowed = "allowed"
-	outcomeDenied  = "denied"  // or it was for another authorizer to say
-	outcomeInvalid = "invalid" // the request was no review
-	outcomeError   = "error"   // there is no decision; the webhook's failurePolicy decides
+	outcomeAllowed   = "allowed"
+	outcomeDenied    = "denied"    // or it was for another authorizer to say
+	outcomeInvalid   = "invalid"   // the request was no review
+	outcomeUndefined = "undefined" // no rule says anything
+	outcomeTimeout   = "timeout"   // the policies took too long
+	outcomeError     = "error"     // they failed, or said what cannot be passed on
 )
 
-func (h *Webhook) review(w http.ResponseWriter, r *http.Request) {
+func (h *Webhook) review(w http.ResponseWriter, r *http.Request, reviewer Reviewer) {
 	defer h.recovered(func() {
-		h.config.Metrics.reviewed("", outcomeError, "", 0)
+		h.config.Metrics.reviewed("", outcomeError, h.config.Entrypoint, 0)
 		writeError(w, http.StatusInternalServerError, internalError)
 	})
 	start := time.Now()
-	answer, err := h.answer(w, r)
+	answer, err := h.answer(w, r, reviewer)
+	status, outcome := http.StatusOK, outcomeOf(answer)
 	if err != nil {
-		status, outcome := classify(err)
-		h.config.Metrics.reviewed(answer.Request.Operation, outcome, "", time.Since(start))
-		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
+		status, outcome = classify(err)
+	}
+	h.config.Metrics.reviewed(answer.Request.Operation, outcome, h.config.Entrypoint, time.Since(start))
+	h.account(r, answer, err, outcome, status)
+	if err != nil {
 		writeError(w, status, told(err))
 		return
 	}
-	outcome, level := outcomeDenied, slog.LevelInfo
-	switch {
-	case answer.Allowed:
-		outcome, level = outcomeAllowed, slog.LevelDebug
-	case answer.NoOpinion:
-		level = slog.LevelDebug
-	}
-	h.config.Metrics.reviewed(answer.Request.Operation, outcome, "", time.Since(start))
-	if h.config.Log.Enabled(r.Context(), level) { // what is not denied is most of it, and seldom logged
-		about(h.config.Log, answer).Log(r.Context(), level, "decision", "outcome", outcome)
-	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(answer.Body) // a client that is gone hears nothing
+}
+
+// outcomeOf is what the policies came to.
+func outcomeOf(answer admission.Answer) string {
+	switch {
+	case answer.Cause != nil:
+		_, outcome := classify(answer.Cause)
+		return outcome
+	case answer.Allowed:
+		return outcomeAllowed
+	}
+	return outcomeDenied
+}
+
+// account tells of an answer, or of why there is none: the log, the metrics, and what is
+// remembered of refusals.
+func (h *Webhook) account(r *http.Request, answer admission.Answer, err error, outcome string, status int) {
+	switch {
+	case answer.Cause != nil:
+		h.config.Metrics.fellBack(outcome, string(answer.Action))
+		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "action", answer.Action, "status", status, "remote", r.RemoteAddr, "error", answer.Cause)
+	case err != nil:
+		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
+	default:
+		h.tell(r.Context(), answer, outcome)
+	}
+	if outcome == outcomeTimeout && h.config.RanOut != nil {
+		h.config.RanOut(answer)
+	}
+	if !answer.Allowed && !answer.NoOpinion && answer.Review != "" && h.config.Refusals != nil {
+		h.config.Refusals.Add(refusal(answer, outcome))
+	}
+}
+
+// tell logs a decision. What is not denied is most of it, and seldom logged.
+func (h *Webhook) tell(ctx context.Context, answer admission.Answer, outcome string) {
+	level := slog.LevelInfo
+	if answer.Allowed || answer.NoOpinion {
+		level = slog.LevelDebug
+	}
+	if !h.config.Log.Enabled(ctx, level) {
+		return
+	}
+	log := about(h.config.Log, answer)
+	if len(answer.Modules) > 0 {
+		log = log.With("modules", answer.Modules)
+	}
+	log.Log(ctx, level, "decision", "outcome", outcome)
+}
+
+func refusal(answer admission.Answer, outcome string) Refusal {
+	r := answer.Request
+	return Refusal{
+		Time: time.Now(), DecisionID: answer.DecisionID, Operation: r.Operation, Kind: r.Kind, Namespace: r.Namespace, Name: r.Name,
+		User: r.User, Fingerprint: answer.Fingerprint, Modules: answer.Modules, Outcome: outcome,
+	}
 }
 
 // told is what whoever made the request hears of an error: not what ails us
@@ -132,7 +205,7 @@ func about(log *slog.Logger, answer admission.Answer) *slog.Logger {
 		"kind", r.Kind, "namespace", r.Namespace, "name", r.Name, "user", r.User)
 }
 
-func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answer, error) {
+func (h *Webhook) answer(w http.ResponseWriter, r *http.Request, reviewer Reviewer) (admission.Answer, error) {
 	if err := h.config.Ready(); err != nil {
 		return admission.Answer{}, &notReadyError{err}
 	}
@@ -146,7 +219,7 @@ func (h *Webhook) answer(w http.ResponseWriter, r *http.Request) (admission.Answ
 	if err != nil {
 		return admission.Answer{}, err
 	}
-	return h.config.Reviewer.Review(ctx, body)
+	return reviewer.Review(ctx, body)
 }
 
 // readBody reads the request's body. A body that says it is too large is not
@@ -166,17 +239,25 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
-// reviewTimeout is how long the API server waits for the answer.
+// The answer must be on its way before the API server gives up: a tenth of its time is
+// kept for that, and never more than maxMargin.
+const (
+	marginPart = 10
+	maxMargin  = 500 * time.Millisecond
+)
+
+// reviewTimeout is how long the policies may take. The API server says in whole seconds,
+// rounded up, how long it waits.
 func reviewTimeout(r *http.Request) (time.Duration, error) {
-	value := r.URL.Query().Get("timeout")
-	if value == "" {
-		return defaultTimeout, nil
+	timeout := defaultTimeout
+	if value := r.URL.Query().Get("timeout"); value != "" {
+		var err error
+		if timeout, err = time.ParseDuration(value); err != nil || timeout <= 0 {
+			return 0, &badRequestError{fmt.Sprintf("timeout=%q is not a positive duration such as 5s", value)}
+		}
 	}
-	timeout, err := time.ParseDuration(value)
-	if err != nil || timeout <= 0 {
-		return 0, &badRequestError{fmt.Sprintf("timeout=%q is not a positive duration such as 5s", value)}
-	}
-	return min(timeout, maxTimeout), nil
+	timeout = min(timeout, maxTimeout)
+	return timeout - min(timeout/marginPart, maxMargin), nil
 }
 
 // errTooLarge is the error of a body beyond maxBodyBytes.
@@ -204,7 +285,9 @@ func classify(err error) (status int, outcome string) {
 	case errors.As(err, &notReady):
 		return http.StatusServiceUnavailable, outcomeError
 	case errors.Is(err, context.DeadlineExceeded):
-		return http.StatusGatewayTimeout, outcomeError
+		return http.StatusGatewayTimeout, outcomeTimeout
+	case errors.Is(err, policy.ErrUndefined):
+		return http.StatusInternalServerError, outcomeUndefined
 	}
 	return http.StatusInternalServerError, outcomeError
 }

@@ -1,0 +1,37 @@
+package status
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
+)
+
+// reasonTimeout is the reason of the event on a policy that took too long.
+const reasonTimeout = "PolicyTimeout"
+
+// Alarms tell authors what their policies do on this replica, whoever is elected to
+// write statuses. Events of one kind on one ConfigMap are counted up, and bounded by
+// client-go: 25 at once and then one in five minutes.
+type Alarms struct {
+	broadcaster record.EventBroadcaster
+	recorder    record.EventRecorder
+}
+
+// NewAlarms makes alarms that are raised through client until ctx ends.
+func NewAlarms(ctx context.Context, client kubernetes.Interface) *Alarms {
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	return &Alarms{
+		broadcaster: broadcaster,
+		recorder:    broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}),
+	}
+}
+
+// Timeout raises the event that a policy of a ConfigMap took too long.
+func (a *Alarms) Timeout(configMap *corev1.ConfigMap, message string) {
+	a.recorder.Event(configMap, corev1.EventTypeWarning, reasonTimeout, message[:min(len(message), maxEventBytes)])
+}
