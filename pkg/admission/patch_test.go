@@ -204,7 +204,9 @@ func appliedThere(t testing.TB, patch []byte, object any) []byte {
 
 // The secrets of the object and of the patch are all hunter2.
 func TestAPatchThatIsNoneSaysWhere(t *testing.T) {
-	one := func(operation string) string { return `[{"op": "add", "path": "/x", "value": "hunter2"}, ` + operation + `]` }
+	one := func(operation string) string {
+		return `[{"op": "add", "path": "/x", "value": "hunter2"}, ` + operation + `]`
+	}
 	deep := strings.Repeat(`{"a":`, 600) + `"hunter2"` + strings.Repeat("}", 600)
 	for _, test := range []struct {
 		name, given, patchType string
