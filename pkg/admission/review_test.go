@@ -25,6 +25,12 @@ import (
 // newReviewer asks system/main of an OPA with one module.
 func newReviewer(t testing.TB, rego string) *admission.Reviewer {
 	t.Helper()
+	return admission.NewReviewer(newEngine(t, rego), admission.Config{Entrypoint: "system/main"})
+}
+
+// newEngine enforces a module opa/main/main.
+func newEngine(t testing.TB, rego string) *engine.Engine {
+	t.Helper()
 	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
@@ -36,7 +42,7 @@ func newReviewer(t testing.TB, rego string) *admission.Reviewer {
 	}
 	e := engine.New()
 	e.Activate(snapshot)
-	return admission.NewReviewer(e, admission.Config{Entrypoint: "system/main"})
+	return e
 }
 
 // allowAll answers as entrypoints did before admission.k8s.io/v1.
