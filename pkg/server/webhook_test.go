@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -376,5 +377,93 @@ func TestWebhookLivesThroughAPanic(t *testing.T) {
 	broken = false
 	if status, _, body = send(t, webhook, "POST", "/", strings.NewReader(review("allow"))); status != 200 {
 		t.Errorf("got %d %s after the panic", status, body)
+	}
+}
+
+// What becomes of a review is counted, logged and remembered, whatever the answer is.
+func TestWebhookAccountsForWhatIsNotDecided(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		answer  admission.Answer
+		err     error
+		status  int
+		outcome string
+		action  string // of the fallback that is counted
+		refused bool
+		ranOut  bool
+	}{
+		{
+			name: "nothing is said, and the API server decides", answer: admission.Answer{Review: "AdmissionReview", Cause: policy.ErrUndefined, Action: admission.Fail},
+			err: policy.ErrUndefined, status: 500, outcome: "undefined", action: "fail", refused: true,
+		},
+		{
+			name: "nothing is said, and that is a denial", answer: admission.Answer{Review: "AdmissionReview", Cause: policy.ErrUndefined, Action: admission.Deny},
+			status: 200, outcome: "undefined", action: "deny", refused: true,
+		},
+		{
+			name: "an error lets it pass", answer: admission.Answer{Review: "AdmissionReview", Cause: errors.New("conflict"), Action: admission.Allow, Allowed: true},
+			status: 200, outcome: "error", action: "allow",
+		},
+		{
+			name: "the time is up", answer: admission.Answer{Review: "AdmissionReview", Cause: context.DeadlineExceeded, Action: admission.Fail},
+			err: context.DeadlineExceeded, status: 504, outcome: "timeout", action: "fail", refused: true, ranOut: true,
+		},
+		{
+			name: "the time is up, and that is a denial", answer: admission.Answer{Review: "AdmissionReview", Cause: context.DeadlineExceeded, Action: admission.Deny},
+			status: 200, outcome: "timeout", action: "deny", refused: true, ranOut: true,
+		},
+		{name: "a denial", answer: admission.Answer{Review: "AdmissionReview", Modules: []string{"opa/a/main"}}, status: 200, outcome: "denied", refused: true},
+		{name: "no opinion", answer: admission.Answer{Review: "SubjectAccessReview", NoOpinion: true}, status: 200, outcome: "denied"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			metrics, refusals, ranOut := server.NewMetrics(), server.NewRefusals(), false
+			test.answer.DecisionID, test.answer.Request = "d1", admission.Request{Operation: "CREATE", Name: "a"}
+			webhook := server.NewWebhook(server.WebhookConfig{
+				Reviewer:   reviewerFunc(func(context.Context) (admission.Answer, error) { return test.answer, test.err }),
+				Entrypoint: "system/main", Ready: ready, Metrics: metrics, Refusals: refusals, Log: discard,
+				RanOut: func(admission.Answer) { ranOut = true },
+			})
+			recorder := httptest.NewRecorder()
+			webhook.ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader("{}")))
+			if recorder.Code != test.status || ranOut != test.ranOut {
+				t.Errorf("the status is %d and ranOut %v, want %d and %v", recorder.Code, ranOut, test.status, test.ranOut)
+			}
+			counted(t, metrics, map[string]int{test.outcome: 1})
+			body := httptest.NewRecorder()
+			metrics.Handler().ServeHTTP(body, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+			fallback := fmt.Sprintf("kube_rego_admission_fallbacks_total{action=%q,cause=%q} 1\n", test.action, test.outcome)
+			if got := strings.Contains(body.Body.String(), fallback); got != (test.action != "") {
+				t.Errorf("that %s is %v", fallback, got)
+			}
+			var remembered []string
+			for _, r := range refusals.List() {
+				remembered = append(remembered, fmt.Sprint(r.DecisionID, r.Operation, r.Name, r.Modules, r.Outcome))
+			}
+			var want []string
+			if test.refused {
+				want = []string{fmt.Sprint("d1", "CREATE", "a", test.answer.Modules, test.outcome)}
+			}
+			if !slices.Equal(remembered, want) {
+				t.Errorf("remembered is %q, want %q", remembered, want)
+			}
+		})
+	}
+}
+
+// The path says for what kind of webhook an answer is.
+func TestWebhookHasAPathForEachKind(t *testing.T) {
+	saying := func(name string) server.Reviewer {
+		return reviewerFunc(func(context.Context) (admission.Answer, error) {
+			return admission.Answer{Allowed: true, Body: []byte(name)}, nil
+		})
+	}
+	webhook := httptest.NewServer(server.NewWebhook(server.WebhookConfig{
+		Reviewer: saying("reviewer"), Validator: saying("validator"), Ready: ready, Metrics: server.NewMetrics(), Log: discard,
+	}))
+	defer webhook.Close()
+	for path, want := range map[string]string{"/": "reviewer", "/mutate": "reviewer", "/validate": "validator"} {
+		if status, _, body := send(t, webhook, "POST", path+"?timeout=1s", strings.NewReader("{}")); status != 200 || body != want {
+			t.Errorf("%s: got %d %s, want %s", path, status, body, want)
+		}
 	}
 }
