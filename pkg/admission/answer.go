@@ -39,17 +39,9 @@ func normalise(config Config, review review, decision policy.Decision) (map[stri
 	if !ok {
 		return nil, fmt.Errorf("response.allowed is %s, want true or false", jsonType(response["allowed"]))
 	}
-	for _, err := range []error{
-		setStatus(response, allowed),
-		setPatch(response, config, review),
-		setWarnings(response),
-		setAnnotations(response),
-	} {
-		if err != nil {
-			return nil, err
-		}
-	}
-	return response, nil
+	setWarnings(response)
+	err := errors.Join(setStatus(response, allowed), setPatch(response, config, review), setAnnotations(response))
+	return response, err
 }
 
 // says reports whether an answer says more than yes.
@@ -100,7 +92,7 @@ func worded(status map[string]any) (map[string]any, error) {
 		worded = make(map[string]any)
 	}
 	delete(worded, "status") // the API server fills it in, but for words that clients do not know
-	if reason := text(worded["reason"]); reason != "" && text(worded["message"]) == "" {
+	if reason := text(worded["reason"]); reason != "" && isEmpty(worded["message"]) {
 		worded["message"] = reason
 		delete(worded, "reason")
 	}
@@ -135,10 +127,13 @@ func statusCode(given any) (json.Number, error) {
 	return json.Number(digits), nil
 }
 
+// isEmpty reports whether a field says nothing.
+func isEmpty(v any) bool { return v == nil || v == "" }
+
 // explain gives a denial without a word one.
 func explain(response map[string]any, modules []string) {
 	status := object(response["status"])
-	if response["allowed"] == true || text(status["message"]) != "" {
+	if response["allowed"] == true || !isEmpty(status["message"]) {
 		return
 	}
 	explained := maps.Clone(status)

@@ -28,8 +28,9 @@ type Action string
 const (
 	// Fail gives no answer, so that the failurePolicy of the webhook decides.
 	Fail Action = "fail"
-	// Deny answers no, and Allow yes; both say why.
-	Deny  Action = "deny"
+	// Deny answers no, and says why.
+	Deny Action = "deny"
+	// Allow answers yes, with a warning that says why.
 	Allow Action = "allow"
 )
 
@@ -120,55 +121,44 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 		Witness:     decision.Witness,
 		Request:     review.request,
 	}
-	content, err := r.content(ctx, review, decision, err, &answer)
-	if err != nil {
-		return answer, err
+	var content map[string]any
+	if err == nil {
+		content, answer.Body, err = r.made(ctx, review, decision, &answer)
 	}
-	answer.Body, err = json.Marshal(review.with(content))
 	if err != nil {
-		return answer, fmt.Errorf("decision %s: %w", r.config.Entrypoint, err)
+		answer.Cause, answer.Action = outOfTime(err), r.action(review, err)
+		if answer.Action == Fail {
+			return answer, review.kind.fail(answer.Cause, decision.ID)
+		}
+		content = fallback(answer.Action, answer.Cause, review.request.UID, decision)
+		if answer.Body, err = review.encode(content); err != nil {
+			return answer, err
+		}
 	}
 	answer.Allowed = content["allowed"] == true
 	answer.NoOpinion = review.kind.name == subjectAccessReview && !answer.Allowed && content["denied"] != true
 	return answer, nil
 }
 
-// content is what the answer to a review says: what the policies gave, made right, or
-// what is to be said where they gave nothing that can be passed on.
-func (r *Reviewer) content(ctx context.Context, review review, decision policy.Decision, err error, answer *Answer) (map[string]any, error) {
-	var content map[string]any
-	if err == nil {
-		content, err = r.made(ctx, review, decision, answer)
-	}
-	if err == nil {
-		return content, nil
-	}
-	err = outOfTime(err)
-	action := r.action(review, err)
-	answer.Cause, answer.Action = err, action
-	if action == Fail {
-		return nil, review.kind.fail(err, decision.ID)
-	}
-	return fallback(action, err, review.request.UID, decision), nil
-}
-
-// made is the content that is made of a decision.
-func (r *Reviewer) made(ctx context.Context, review review, decision policy.Decision, answer *Answer) (map[string]any, error) {
+// made is what is made of a decision, and its JSON.
+func (r *Reviewer) made(ctx context.Context, review review, decision policy.Decision, answer *Answer) (map[string]any, []byte, error) {
 	content, err := review.kind.answer(r.config, review, decision)
-	if err == nil {
-		err = review.decodable(content)
-	}
-	if err != nil || review.kind.field == responseField && says(content) {
-		answer.Modules = speakers(ctx, decision)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("decision %s: %w%s", r.config.Entrypoint, err, by(answer.Modules))
-	}
-	if review.kind.field == responseField {
+	if err == nil && review.kind.field == responseField {
+		if says(content) {
+			answer.Modules = speakers(ctx, decision)
+		}
 		explain(content, answer.Modules)
 		annotate(content, decision, answer.Modules)
 	}
-	return content, nil
+	var body []byte
+	if err == nil {
+		body, err = review.encode(content)
+	}
+	if err != nil {
+		answer.Modules = speakers(ctx, decision)
+		return nil, nil, fmt.Errorf("decision %s: %w%s", r.config.Entrypoint, err, by(answer.Modules))
+	}
+	return content, body, nil
 }
 
 // action is what is to be done without a decision.
@@ -225,18 +215,13 @@ type review struct {
 	request    Request
 }
 
-// with is the whole answer to a review.
-func (r review) with(content map[string]any) map[string]any {
-	return map[string]any{"apiVersion": r.apiVersion, "kind": r.kind.name, r.kind.field: content}
-}
-
-// decodable reports what of an answer the API server could not decode.
-func (r review) decodable(content map[string]any) error {
-	encoded, err := json.Marshal(r.with(content))
+// encode is the whole answer in JSON. What the API server could not decode is an error.
+func (r review) encode(content map[string]any) ([]byte, error) {
+	encoded, err := json.Marshal(map[string]any{"apiVersion": r.apiVersion, "kind": r.kind.name, r.kind.field: content})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return decodable(encoded, r.kind.decoded())
+	return encoded, decodable(encoded, r.kind.decoded())
 }
 
 func decode(body []byte) (review, error) {

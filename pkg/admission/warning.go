@@ -19,14 +19,14 @@ const (
 // setWarnings puts right the warnings: one that is no list becomes one, what is no text
 // becomes its JSON, and those that the API server would cut or drop are cut here, so that
 // the reader sees that there are more.
-func setWarnings(response map[string]any) error {
+func setWarnings(response map[string]any) {
 	given := response["warnings"]
 	delete(response, "warnings")
+	if given == nil {
+		return
+	}
 	list, ok := given.([]any)
-	switch {
-	case given == nil:
-		return nil
-	case !ok:
+	if !ok {
 		list = []any{given}
 	}
 	texts := make([]string, 0, len(list))
@@ -38,7 +38,6 @@ func setWarnings(response map[string]any) error {
 	if texts = shortened(texts); len(texts) > 0 {
 		response["warnings"] = texts
 	}
-	return nil
 }
 
 // printable is a text without what makes the API server drop a warning: control
