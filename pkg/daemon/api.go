@@ -67,7 +67,7 @@ func (d diagnosis) decidable() error {
 func (d *daemon) listeners() ([]*server.Listener, []func(context.Context), error) {
 	webhook := &server.Listener{Name: "webhook", Address: d.options.Addr, Handler: d.webhook(), Certificate: d.certificate.Get}
 	listeners := []*server.Listener{
-		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(d.diagnosis(), d.metrics, nil)},
+		{Name: "diagnostic", Address: d.options.DiagnosticAddr, Handler: server.NewDiagnostic(d.diagnosis(), d.metrics, d.refusals)},
 		webhook,
 	}
 	var reloads []func(context.Context)
@@ -130,9 +130,10 @@ func (d *daemon) webhook() http.Handler {
 	}
 	validating := config
 	validating.Validating = true
+	decider := d.traces.Decider(d.loop.engine)
 	return server.NewWebhook(server.WebhookConfig{
-		Reviewer:   admission.NewReviewer(d.loop.engine, config),
-		Validator:  admission.NewReviewer(d.loop.engine, validating),
+		Reviewer:   admission.NewReviewer(decider, config),
+		Validator:  admission.NewReviewer(decider, validating),
 		Entrypoint: d.options.Entrypoint,
 		RanOut:     d.runaways.add,
 		Refusals:   d.refusals,
@@ -141,6 +142,7 @@ func (d *daemon) webhook() http.Handler {
 		Ready:      d.decidable,
 		Metrics:    d.metrics,
 		Log:        d.log,
+		Tracer:     d.traces.Tracer(),
 	})
 }
 

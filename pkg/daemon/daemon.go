@@ -27,6 +27,7 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/replication"
 	"github.com/kube-rego/kube-rego/pkg/server"
 	"github.com/kube-rego/kube-rego/pkg/status"
+	"github.com/kube-rego/kube-rego/pkg/tracing"
 	"github.com/kube-rego/kube-rego/pkg/watch"
 )
 
@@ -49,6 +50,8 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 		return err
 	}
 	d := &daemon{options: o, log: log, metrics: server.NewMetrics(), certificate: newCertificate(), refusals: server.NewRefusals()}
+	d.traces = tracing.Start(ctx, log)
+	defer d.traces.Stop(ctx)
 	if err := d.prepare(); err != nil {
 		return err
 	}
@@ -68,6 +71,7 @@ type daemon struct {
 	certificate *certificate
 	runaways    *runaways
 	refusals    *server.Refusals
+	traces      *tracing.Tracing // nil where nobody asks for them
 }
 
 // cluster is how to reach the API server, and where in it we live.

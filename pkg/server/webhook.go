@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
@@ -61,6 +62,8 @@ type WebhookConfig struct {
 	Metrics *Metrics
 	// Log is told of what was refused.
 	Log *slog.Logger
+	// Tracer makes a span of each review; nil: there are none.
+	Tracer trace.Tracer
 }
 
 // Webhook answers the API server, and whoever asks for a single decision.
@@ -113,6 +116,8 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request, reviewer Review
 		h.config.Metrics.reviewed("", outcomeError, h.config.Entrypoint, 0)
 		writeError(w, http.StatusInternalServerError, internalError)
 	})
+	r, span := startSpan(h.config.Tracer, r)
+	defer span.End()
 	start := time.Now()
 	answer, err := h.answer(w, r, reviewer)
 	status, outcome := http.StatusOK, outcomeOf(answer)
@@ -121,6 +126,7 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request, reviewer Review
 	}
 	h.config.Metrics.reviewed(answer.Request.Operation, outcome, h.config.Entrypoint, time.Since(start))
 	h.account(r, answer, err, outcome, status)
+	describe(span, answer, outcome, h.config.Entrypoint)
 	if err != nil {
 		writeError(w, status, told(err))
 		return
