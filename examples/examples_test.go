@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	admissionv1 "k8s.io/api/admission/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,8 +41,14 @@ func TestExamples(t *testing.T) {
 				name := strings.TrimSuffix(filepath.Base(file), ".json")
 				t.Run(name, func(t *testing.T) {
 					want := strings.TrimSuffix(read(t, strings.TrimSuffix(file, ".json")+".want"), "\n")
-					if got := answer(t, reviewer, read(t, file)); got != want {
+					request := read(t, file)
+					got, patch := answer(t, reviewer, request)
+					if got != want {
 						t.Errorf("got  %s\nwant %s", got, want)
+					}
+					// The API server asks again when other webhooks have changed something.
+					if again, patch := answer(t, reviewer, patched(t, request, patch)); patch != nil {
+						t.Errorf("asked again: %s", again)
 					}
 				})
 				played++
@@ -82,7 +89,7 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 		t.Fatal("there are no policies")
 	}
 	compiler, err := engine.NewCompiler(engine.Config{
-		RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, Replicated: engine.Replicated{Path: []string{"kubernetes"}},
+		RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, Replicated: engine.Replicated{Path: []string{"kubernetes"}}, Entrypoint: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -125,8 +132,8 @@ func objects(t *testing.T, opa *engine.Engine, folder string) []engine.Change {
 	return changes
 }
 
-// answer is the answer to a request in the form of the .want files.
-func answer(t *testing.T, reviewer *admission.Reviewer, request string) string {
+// answer is the answer to a request in the form of the .want files, and the patch in it.
+func answer(t *testing.T, reviewer *admission.Reviewer, request string) (text string, patch []byte) {
 	t.Helper()
 	got, err := reviewer.Review(t.Context(), []byte(request))
 	if err != nil {
@@ -136,14 +143,65 @@ func answer(t *testing.T, reviewer *admission.Reviewer, request string) string {
 	if err := json.Unmarshal(got.Body, &review); err != nil {
 		t.Fatal(err)
 	}
-	switch response := review.Response; {
-	case response.Allowed:
-		return "allowed"
-	case response.Result == nil:
-		return "denied"
-	default:
-		return "denied\n" + response.Result.Message
+	response := review.Response
+	lines := []string{"allowed"}
+	if !response.Allowed {
+		lines[0] = "denied"
 	}
+	if response.Result != nil && response.Result.Message != "" {
+		lines = append(lines, response.Result.Message)
+	}
+	return strings.Join(append(lines, operations(t, response.Patch)...), "\n"), response.Patch
+}
+
+// operations are those of a patch, each in a line.
+func operations(t *testing.T, patch []byte) []string {
+	t.Helper()
+	if patch == nil {
+		return nil
+	}
+	var all []struct {
+		Op, Path string
+		Value    json.RawMessage
+	}
+	if err := json.Unmarshal(patch, &all); err != nil {
+		t.Fatal(err)
+	}
+	lines := make([]string, 0, len(all))
+	for _, o := range all {
+		lines = append(lines, strings.TrimSpace(o.Op+" "+o.Path+" "+string(o.Value)))
+	}
+	return lines
+}
+
+// patched is the request with a patch applied to its object, as the API server does.
+func patched(t *testing.T, request string, patch []byte) string {
+	t.Helper()
+	if patch == nil {
+		return request
+	}
+	var review map[string]any
+	if err := json.Unmarshal([]byte(request), &review); err != nil {
+		t.Fatal(err)
+	}
+	fields, _ := review["request"].(map[string]any)
+	object, err := json.Marshal(fields["object"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	decoded, err := jsonpatch.DecodePatch(patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if object, err = decoded.Apply(object); err != nil {
+		t.Fatal(err)
+	}
+	fields["object"] = json.RawMessage(object)
+	again, err := json.Marshal(review)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(again)
 }
 
 func TestManifestsAreYAML(t *testing.T) {
