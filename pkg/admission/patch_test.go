@@ -39,9 +39,12 @@ func quoted(text string) string {
 }
 
 func TestAPatchIsMadeOfEveryForm(t *testing.T) {
-	const label = `[{"op":"add","path":"/metadata/labels/team","value":"a?>b"}]`
-	const labelled = `[{"op":"add","path":"/metadata/labels/team","value":"a?\u003eb"}]`
-	changed := strings.Replace(pod, `"app": "api"`, `"app": "api", "team": "a?>b"`, 1)
+	const label = `[{"op":"add","path":"/metadata/labels/team","value":"a>>>???b"}]`
+	const labelled = `[{"op":"add","path":"/metadata/labels/team","value":"a\u003e\u003e\u003e???b"}]`
+	if encoded := base64.StdEncoding.EncodeToString([]byte(label)); !strings.Contains(encoded, "+") || !strings.Contains(encoded, "/") {
+		t.Fatalf("the two alphabets of base64 write the same: %s", encoded)
+	}
+	changed := strings.Replace(pod, `"app": "api"`, `"app": "api", "team": "a>>>???b"`, 1)
 	for _, test := range []struct {
 		name, given, patchType string
 		want                   string // none if empty
@@ -49,17 +52,17 @@ func TestAPatchIsMadeOfEveryForm(t *testing.T) {
 		{name: "an array of operations", given: label, want: labelled},
 		{name: "an array of operations, and the type that says so", given: label, patchType: "JSONPatch", want: labelled},
 		{name: "one operation", given: strings.Trim(label, "[]"), want: labelled},
-		{name: "a merge patch", given: `{"metadata": {"labels": {"team": "a?>b"}}}`, want: labelled},
-		{name: "a merge patch, and the type that says so", given: `{"metadata": {"labels": {"team": "a?>b"}}}`, patchType: "MergePatch", want: labelled},
+		{name: "a merge patch", given: `{"metadata": {"labels": {"team": "a>>>???b"}}}`, want: labelled},
+		{name: "a merge patch, and the type that says so", given: `{"metadata": {"labels": {"team": "a>>>???b"}}}`, patchType: "MergePatch", want: labelled},
 		{
-			name: "a merge patch that says what kind it is for", given: `{"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"team": "a?>b"}}}`,
+			name: "a merge patch that says what kind it is for", given: `{"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"team": "a>>>???b"}}}`,
 			patchType: "MergePatch", want: labelled,
 		},
 		{name: "the whole object", given: changed, want: labelled},
 		{name: "the whole object, and the type that says so", given: changed, patchType: "Object", want: labelled},
 		{name: "JSON text of operations", given: quoted("\n" + label), want: labelled},
 		{name: "JSON text of one operation", given: quoted(strings.Trim(label, "[]")), want: labelled},
-		{name: "JSON text of a merge patch", given: quoted(`{"metadata": {"labels": {"team": "a?>b"}}}`), want: labelled},
+		{name: "JSON text of a merge patch", given: quoted(`{"metadata": {"labels": {"team": "a>>>???b"}}}`), want: labelled},
 		{name: "JSON text of the whole object", given: quoted(changed), want: labelled},
 		{name: "base64", given: quoted(base64.StdEncoding.EncodeToString([]byte(label))), want: labelled},
 		{name: "base64 without padding", given: quoted(base64.RawStdEncoding.EncodeToString([]byte(label))), want: labelled},
@@ -67,7 +70,7 @@ func TestAPatchIsMadeOfEveryForm(t *testing.T) {
 		{name: "URL-safe base64 without padding", given: quoted(base64.RawURLEncoding.EncodeToString([]byte(label))), want: labelled},
 		{name: "base64 in lines", given: quoted(base64.StdEncoding.EncodeToString([]byte(label))[:40] + "\n" + base64.StdEncoding.EncodeToString([]byte(label))[40:] + "\n"), want: labelled},
 		{name: "base64 of one operation", given: quoted(base64.StdEncoding.EncodeToString([]byte(strings.Trim(label, "[]")))), want: labelled},
-		{name: "base64 of a merge patch", given: quoted(base64.StdEncoding.EncodeToString([]byte(`{"metadata": {"labels": {"team": "a?>b"}}}`))), want: labelled},
+		{name: "base64 of a merge patch", given: quoted(base64.StdEncoding.EncodeToString([]byte(`{"metadata": {"labels": {"team": "a>>>???b"}}}`))), want: labelled},
 		{name: "base64 of the whole object", given: quoted(base64.StdEncoding.EncodeToString([]byte(changed))), want: labelled},
 
 		{name: "null", given: `null`},
@@ -371,6 +374,9 @@ func TestALongDifferenceIsTheWholeObject(t *testing.T) {
 	patch, err := jsonPatch(changed, "", decoded(t, pod), true)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := `[{"op":"replace","path":"","value":{`; !bytes.HasPrefix(patch, []byte(want)) {
+		t.Errorf("the patch begins with %.60s", patch)
 	}
 	if got := decoded(t, string(appliedThere(t, patch, decoded(t, pod)))); !reflect.DeepEqual(got, any(changed)) {
 		t.Error("it makes another object")
