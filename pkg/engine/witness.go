@@ -18,12 +18,14 @@ const maxSpeakers = 64
 const maxQueries = 1 << 16
 
 // Speakers are the modules whose rules made the result what it is, sorted; maxSpeakers at
-// most. A rule that was true on the way to a rule that was not had no say. Tracing takes
-// two to three times as long as the decision took.
+// most. A rule that was true, but that only rules use which were not, had no say. Tracing
+// takes two to three times as long as the decision took.
 func (r Record) Speakers(ctx context.Context) ([]string, error) {
 	said := make(speakers)
-	err := r.again(ctx, said)
-	return said.modules(), err
+	if err := r.again(ctx, said); err != nil {
+		return nil, err
+	}
+	return said.modules(r.InForce.snapshot.compiler, reference(r.Path)), nil
 }
 
 // Suspects are the modules whose rules are being evaluated when ctx ends, the innermost
@@ -64,14 +66,22 @@ type step struct {
 
 func stepOf(event topdown.Event) step {
 	s := step{parent: event.ParentID}
-	if rule, ok := event.Node.(*ast.Rule); ok && rule.Location != nil && rule.Location.File != entrypointName {
-		s.module = rule.Location.File
+	if rule, ok := event.Node.(*ast.Rule); ok {
+		s.module = moduleOf(rule)
 	}
 	return s
 }
 
-// speakers is a tracer that notes which queries were true.
-type speakers map[uint64]step
+// moduleOf is the module of a rule; empty for what is built in, of which no author knows.
+func moduleOf(rule *ast.Rule) string {
+	if rule.Location == nil || rule.Location.File == entrypointName {
+		return ""
+	}
+	return rule.Location.File
+}
+
+// speakers is a tracer that notes which rules were true.
+type speakers map[*ast.Rule]struct{}
 
 // Enabled is true.
 func (speakers) Enabled() bool { return true }
@@ -79,34 +89,39 @@ func (speakers) Enabled() bool { return true }
 // Config asks for events as they are.
 func (speakers) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
 
-// TraceEvent notes a query that was true.
+// TraceEvent notes a rule that was true.
 func (s speakers) TraceEvent(event topdown.Event) {
-	if event.Op == topdown.ExitOp && len(s) < maxQueries {
-		s[event.QueryID] = stepOf(event)
+	if event.Op != topdown.ExitOp {
+		return
+	}
+	if rule, ok := event.Node.(*ast.Rule); ok {
+		s[rule] = struct{}{}
 	}
 }
 
-// modules are those of rules that were true as a part of what was true.
-func (s speakers) modules() []string {
+// modules are those of true rules that a decision uses by way of true rules. Which rules
+// use which is asked of the compiler: the trace shows only who asked first, and the others
+// found the value in OPA's cache.
+func (s speakers) modules(compiler *ast.Compiler, decision ast.Ref) []string {
 	var modules []string
-	for _, said := range s {
-		if said.module != "" && !slices.Contains(modules, said.module) && s.counts(said) && len(modules) < maxSpeakers {
-			modules = append(modules, said.module)
+	for open := compiler.GetRulesDynamic(decision); len(open) > 0; {
+		rule := open[len(open)-1]
+		open = open[:len(open)-1]
+		if _, ok := s[rule]; !ok {
+			continue
+		}
+		delete(s, rule)
+		if name := moduleOf(rule); name != "" && !slices.Contains(modules, name) && len(modules) < maxSpeakers {
+			modules = append(modules, name)
+		}
+		for used := range compiler.Graph.Dependencies(rule) {
+			if used, ok := used.(*ast.Rule); ok {
+				open = append(open, used)
+			}
 		}
 	}
 	slices.Sort(modules)
 	return modules
-}
-
-// counts reports whether all that a query is a part of was true. The root has the number 0.
-func (s speakers) counts(said step) bool {
-	for said.parent != 0 {
-		var ok bool
-		if said, ok = s[said.parent]; !ok {
-			return false
-		}
-	}
-	return true
 }
 
 // pathTracer notes which queries lead to the one that is being evaluated.

@@ -12,8 +12,10 @@ import (
 
 // entrypoint is one as they are found in the field.
 var entrypoint = module("main", 1, "package system",
-	`main := {"response": {"allowed": count(reasons) == 0, "status": {"message": concat(", ", reasons)}}}`,
-	`reasons contains reason if some reason in data.kubernetes.admission.deny`,
+	`main := {"response": response}`,
+	`default response := {"allowed": true}`,
+	`response := {"allowed": false, "status": {"message": reason}} if reason`,
+	`reason := concat(", ", data.kubernetes.admission.deny) if not data.kubernetes.admission.deny == set()`,
 )
 
 func TestSpeakers(t *testing.T) {
@@ -22,6 +24,9 @@ func TestSpeakers(t *testing.T) {
 		`deny contains sprintf("no %s", [image]) if { some image in data.library.images; startswith(image, "bad") }`)
 	names := module("names", 1, "package kubernetes.admission",
 		`deny contains "no name" if { names_known; input.name == "" }`, `names_known if input.name != null`)
+	// Asked for twice: the second time there is no evaluation to see.
+	cached := module("cached", 1, "package kubernetes.admission",
+		`deny contains "seen" if { not nothing; something }`, `nothing if not something`, `something if input.seen`)
 	other := module("other", 1, "package elsewhere", `deny contains "never asked for"`)
 	for _, test := range []struct {
 		name  string
@@ -31,10 +36,11 @@ func TestSpeakers(t *testing.T) {
 		{"who denies has a say, and what it calls", map[string]any{"name": "a", "images": []any{"bad"}}, "[opa/images/main opa/library/main opa/main/main]"},
 		{"a helper of a rule that was not true has none", map[string]any{"name": "", "images": []any{"good"}}, "[opa/main/main opa/names/main]"},
 		{"of two both have one", map[string]any{"name": "", "images": []any{"bad"}}, "[opa/images/main opa/library/main opa/main/main opa/names/main]"},
+		{"what was found in the cache counts too", map[string]any{"name": "a", "images": []any{"good"}, "seen": true}, "[opa/cached/main opa/main/main]"},
 		{"where nobody denies it is the entrypoint alone", map[string]any{"name": "a", "images": []any{"good"}}, "[opa/main/main]"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			e := enforcing(t, nil, entrypoint, library, images, names, other)
+			e := enforcing(t, nil, entrypoint, library, images, names, other, cached)
 			decision, err := e.Decide(t.Context(), "system/main", test.input)
 			if err != nil {
 				t.Fatal(err)
