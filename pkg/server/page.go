@@ -28,7 +28,8 @@ var (
 	pageStyle string
 
 	pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-		"text": printable,
+		"text":  printable,
+		"words": words,
 	}).Parse(pageText))
 
 	// pagePolicy has the browser refuse all that is not on the page, should a text get
@@ -41,6 +42,9 @@ var (
 func printable(text any) string {
 	return policy.Printable(strings.ReplaceAll(fmt.Sprint(text), "\n", " "))
 }
+
+// words is a state as people write it: in_force is "in force".
+func words(state any) string { return strings.ReplaceAll(printable(state), "_", " ") }
 
 func hash(text string) string {
 	sum := sha256.Sum256([]byte(text))
