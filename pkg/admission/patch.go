@@ -146,7 +146,7 @@ func formOf(given any, patchType string) (string, error) {
 		}
 		return patchType, nil
 	default:
-		return "", fmt.Errorf("response.patchType is %.40q, want %s, %s or %s", patchType, formJSONPatch, formMergePatch, formObject)
+		return "", fmt.Errorf("response.patchType is none of %s, %s and %s", formJSONPatch, formMergePatch, formObject)
 	}
 	switch {
 	case isArray || has(members, "op"):
@@ -244,9 +244,13 @@ func checkPointer(name string, member any) error {
 	return nil
 }
 
-// failed says which operation has failed; the first is number 1.
+// failed says which operation has failed; the first is number 1. An op that is not
+// known may be any text, a secret even, and is not told.
 func (o operation) failed(index int, err error) error {
-	title := strings.TrimSpace(shown(o.Op) + " " + shown(o.Path))
+	title := shown(o.Path)
+	if _, known := needed[o.Op]; known {
+		title = strings.TrimSpace(o.Op + " " + title)
+	}
 	if title == "" {
 		return fmt.Errorf("operation %d: %w", index+1, err)
 	}

@@ -218,7 +218,7 @@ func TestAPatchThatIsNoneSaysWhere(t *testing.T) {
 	}{
 		{name: "a number", given: `7`, want: "response.patch is a number, want operations, a merge patch, a whole object, or a text of these"},
 		{name: "true", given: `true`, patchType: "JSONPatch", want: "response.patch is a boolean, want operations, a merge patch, a whole object, or a text of these"},
-		{name: "a type that is not known", given: `[]`, patchType: "StrategicMergePatch", want: `response.patchType is "StrategicMergePatch", want JSONPatch, MergePatch or Object`},
+		{name: "a type that is not known", given: `[]`, patchType: "hunter2", want: "response.patchType is none of JSONPatch, MergePatch and Object"},
 		{name: "an array as a merge patch", given: `[{"a": 1}]`, patchType: "MergePatch", want: "response.patch is an array, want an object where response.patchType is MergePatch"},
 		{name: "an array as a whole object", given: `[{"a": 1}]`, patchType: "Object", want: "response.patch is an array, want an object where response.patchType is Object"},
 		{name: "a merge patch as operations", given: `{"spec": "hunter2"}`, patchType: "JSONPatch", want: "response.patch: operation 1: op is missing, want a string"},
@@ -230,8 +230,8 @@ func TestAPatchThatIsNoneSaysWhere(t *testing.T) {
 
 		{name: "an operation that is none", given: one(`"hunter2"`), want: "response.patch: operation 2: it is a string, want an object with op and path"},
 		{name: "no op", given: one(`{"path": "/x"}`), want: "response.patch: operation 2 (/x): op is missing, want a string"},
-		{name: "an op that is not known", given: one(`{"op": "append", "path": "/x"}`), want: "response.patch: operation 2 (append /x): op is none of add, remove, replace, move, copy and test"},
-		{name: "an op in capitals", given: one(`{"op": "Add", "path": "/x", "value": 1}`), want: "response.patch: operation 2 (Add /x): op is none of add, remove, replace, move, copy and test"},
+		{name: "an op that is not known", given: one(`{"op": "hunter2", "path": "/x"}`), want: "response.patch: operation 2 (/x): op is none of add, remove, replace, move, copy and test"},
+		{name: "an op in capitals", given: one(`{"op": "Add", "path": "/x", "value": 1}`), want: "response.patch: operation 2 (/x): op is none of add, remove, replace, move, copy and test"},
 		{name: "no path", given: one(`{"op": "remove"}`), want: "response.patch: operation 2 (remove): path is missing, want a string"},
 		{name: "a path that is a list", given: one(`{"op": "remove", "path": ["spec"]}`), want: "response.patch: operation 2 (remove): path is an array, want a string"},
 		{name: "a path without its slash", given: one(`{"op": "remove", "path": "spec/x"}`), want: "response.patch: operation 2 (remove spec/x): path is no JSON pointer: it does not begin with /"},
