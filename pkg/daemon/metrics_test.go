@@ -1,7 +1,8 @@
 package daemon_test
 
 import (
-	"bytes"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -113,11 +114,21 @@ func TestPrometheusLinterFindsNothing(t *testing.T) {
 		d.do("POST", d.webhook, strings.NewReader(body))
 	}
 	d.do("GET", d.api+"/v1/data", nil)
-	problems, err := promlint.New(bytes.NewReader([]byte(d.metrics()))).Lint()
+	metrics := d.metrics()
+	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	docs, err := os.ReadFile(filepath.Join("..", "..", "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, match := range regexp.MustCompile(`(?m)^# TYPE (kube_rego_\w+) `).FindAllStringSubmatch(metrics, -1) {
+		if !regexp.MustCompile("(?m)^\\| `" + match[1] + `[{` + "`]").Match(docs) {
+			t.Errorf("docs/operations.md does not tell of %s", match[1])
+		}
 	}
 }

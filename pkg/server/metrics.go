@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -80,6 +81,11 @@ func NewMetrics() *Metrics {
 			Help:    "Time from the arrival of a change at this process (the event of a watch, or a bundle) until the policy set with it is in force here; the first set is not counted.",
 			Buckets: compilations,
 		}),
+	}
+	for _, cause := range []string{outcomeUndefined, outcomeError, outcomeTimeout} {
+		for _, action := range []admission.Action{admission.Fail, admission.Deny, admission.Allow} {
+			m.fallbacks.WithLabelValues(cause, string(action)) // a series that begins with 1 has no rate
+		}
 	}
 	m.registry.MustRegister(m.held, &m.set, m.compiled, m.propagated, m.reviews, m.fallbacks, m.timeouts, m.requests, m.dropped, m.modules,
 		collectors.NewGoCollector(),

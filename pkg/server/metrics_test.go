@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/kube-rego/kube-rego/pkg/server"
 )
@@ -27,6 +28,20 @@ func exposed(t *testing.T, metrics *server.Metrics, lines ...string) {
 		if !strings.Contains(recorder.Body.String(), line+"\n") {
 			t.Errorf("there is no %s", line)
 		}
+	}
+}
+
+// lint fails the test for what promtool check metrics would find fault with.
+func lint(t *testing.T, metrics *server.Metrics) {
+	t.Helper()
+	recorder := httptest.NewRecorder()
+	metrics.Handler().ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	problems, err := promlint.New(recorder.Body).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
 }
 
@@ -75,4 +90,5 @@ func TestModulesThatRunOutOfTimeAreCountedByName(t *testing.T) {
 		`kube_rego_policy_timeouts_total{module="opa/loop99/main"} 2`,
 		`kube_rego_policy_timeouts_total{module="other"} 20`,
 	)
+	lint(t, metrics)
 }
