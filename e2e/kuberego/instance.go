@@ -28,7 +28,7 @@ const (
 	askedLimit = time.Minute
 	// answerLimit is how long kube-rego may take to answer about itself; it takes milliseconds.
 	answerLimit = 10 * time.Second
-	// reviews counts the admission reviews that were answered, by outcome.
+	// reviews counts the admission reviews that were answered, by decision and other labels.
 	reviews = "kube_rego_admission_request_duration_seconds_count"
 )
 
@@ -195,7 +195,7 @@ func (i *Instance) Reviews(ctx context.Context) (int, error) {
 	return countReviews(string(body))
 }
 
-// countReviews sums up the counters in Prometheus' text format, of which there is one for each outcome.
+// countReviews sums up the counters in Prometheus' text format, of which there is one for each combination of labels.
 func countReviews(metrics string) (int, error) {
 	sum := 0
 	for line := range strings.Lines(metrics) {

@@ -171,10 +171,10 @@ func TestInstallFailures(t *testing.T) {
 func TestCountReviews(t *testing.T) {
 	const metrics = `# HELP kube_rego_admission_request_duration_seconds Time to answer an admission review.
 # TYPE kube_rego_admission_request_duration_seconds histogram
-kube_rego_admission_request_duration_seconds_bucket{outcome="allowed",le="+Inf"} 100
-kube_rego_admission_request_duration_seconds_sum{outcome="allowed"} 0.5
-kube_rego_admission_request_duration_seconds_count{outcome="allowed"} 20
-kube_rego_admission_request_duration_seconds_count{outcome="denied"} 3
+kube_rego_admission_request_duration_seconds_bucket{decision="allowed",le="+Inf"} 100
+kube_rego_admission_request_duration_seconds_sum{decision="allowed"} 0.5
+kube_rego_admission_request_duration_seconds_count{decision="allowed"} 20
+kube_rego_admission_request_duration_seconds_count{decision="denied"} 3
 kube_rego_modules{state="held"} 1000
 `
 	if n, err := countReviews(metrics); n != 23 || err != nil {
