@@ -189,15 +189,22 @@ main := {"response": {"allowed": false, "status": {"message": json.marshal(input
 	}
 }
 
-// apiServer decodes an answer as the API server does.
-var apiServer = func() runtime.Decoder {
+// apiServer decodes an answer as the API server does, and strict takes nothing that
+// Kubernetes does not know either.
+var (
+	apiServer = serializer.NewCodecFactory(reviews).UniversalDeserializer()
+	strict    = serializer.NewCodecFactory(reviews, serializer.EnableStrict).UniversalDeserializer()
+)
+
+// reviews are the reviews that Kubernetes knows.
+var reviews = func() *runtime.Scheme {
 	scheme := runtime.NewScheme()
 	utilruntime.Must(admissionv1.AddToScheme(scheme))
 	utilruntime.Must(admissionv1beta1.AddToScheme(scheme))
 	utilruntime.Must(authorizationv1.AddToScheme(scheme))
 	utilruntime.Must(authorizationv1beta1.AddToScheme(scheme))
 	utilruntime.Must(imagepolicyv1alpha1.AddToScheme(scheme))
-	return serializer.NewCodecFactory(scheme).UniversalDeserializer()
+	return scheme
 }()
 
 // accept fails the test unless the API server takes the answer to a request
@@ -240,6 +247,8 @@ response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v"
 		asked("v1beta1", `"uid":"u1","object":{"kind":"Pod","n":1e400}`),
 		asked("v1", `"uid":"u1","object":"\u0000\ud800<"`),
 		asked("v1", `"uid":"u0","uid":"u1"`),
+		asked("v1", `"uid":"u1","operation":"CREATE","kind":{"group":"","version":"v1","kind":"Pod"},"namespace":"n","name":"a","userInfo":{"username":"dana"}`),
+		asked("v1beta1", `"uid":"u1","UID":"u2","operation":null,"dryRun":true,"options":{"a":1}`),
 		asked("v1", `"uid":"u1","object":[[[]]]`) + "\n",
 		asked("v2", `"uid":"u1"`),
 		`{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview"}`,
@@ -254,6 +263,12 @@ response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v"
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		answer, err := reviewer.Review(t.Context(), body)
+		if want, ok := whatKubernetesReads(body); ok {
+			var invalid *admission.InvalidReviewError
+			if errors.As(err, &invalid) || answer.Request != want {
+				t.Errorf("%s\nis read as %+v, %v\nwant       %+v", body, answer.Request, err, want)
+			}
+		}
 		if err != nil {
 			if answer.Body != nil || answer.Allowed || answer.NoOpinion {
 				t.Errorf("there is an answer beside the error %v", err)
@@ -275,4 +290,34 @@ response := {"allowed": false, "uid": "wrong", "status": {"reason": sprintf("%v"
 		}
 		accept(t, answer.Body, apiVersion, kind, uid)
 	})
+}
+
+// whatKubernetesReads is what a review asks about, if the code of the API server takes it
+// for one that can be answered.
+func whatKubernetesReads(body []byte) (admission.Request, bool) {
+	object, _, err := strict.Decode(body, nil, nil)
+	if err != nil || !json.Valid(body) { // it reads YAML too
+		return admission.Request{}, false
+	}
+	switch review := object.(type) {
+	case *admissionv1.AdmissionReview:
+		if r := review.Request; r != nil && r.UID != "" {
+			return admission.Request{
+				UID: string(r.UID), Operation: string(r.Operation), Kind: r.Kind.Kind, Namespace: r.Namespace, Name: r.Name, User: r.UserInfo.Username,
+			}, true
+		}
+	case *admissionv1beta1.AdmissionReview:
+		if r := review.Request; r != nil && r.UID != "" {
+			return admission.Request{
+				UID: string(r.UID), Operation: string(r.Operation), Kind: r.Kind.Kind, Namespace: r.Namespace, Name: r.Name, User: r.UserInfo.Username,
+			}, true
+		}
+	case *authorizationv1.SubjectAccessReview:
+		if r := review.Spec.ResourceAttributes; r != nil && review.Spec.NonResourceAttributes == nil {
+			return admission.Request{
+				Operation: r.Verb, Kind: strings.TrimSuffix(r.Resource+"/"+r.Subresource, "/"), Namespace: r.Namespace, Name: r.Name, User: review.Spec.User,
+			}, true
+		}
+	}
+	return admission.Request{}, false
 }
