@@ -174,7 +174,7 @@ func fallback(action Action, cause error, uid string, decision policy.Decision) 
 	}
 	why := fmt.Sprintf("%v (decision %s, %s=%s)", cause, decision.ID, flag, action)
 	if action == Allow {
-		response["warnings"] = shortened([]string{"allowed without a decision: " + why})
+		response["warnings"] = shortened([]string{printable("allowed without a decision: " + why)})
 	} else {
 		response["status"] = map[string]any{"code": forbidden, "reason": "Forbidden", "message": "refused without a decision: " + why}
 	}

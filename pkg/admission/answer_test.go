@@ -266,7 +266,9 @@ func TestNoAnswerIsNeverYes(t *testing.T) {
 		{name: "a decision that is true", rego: `package system
 			main := true`, want: "decision system/main: the answer is a boolean, want an object with a response"},
 		{name: "a decision that is a set", rego: `package system
-			main contains "no"`, want: "decision system/main: the answer is an array, want an object with a response"},
+			main contains "no"`, want: "decision system/main: the answer is an array, want an object with a response (said by opa/main/main)"},
+		{name: "a decision that is an empty set", rego: `package system
+			main contains "no" if input.never`, want: "decision system/main: the answer is an array, want an object with a response (said by opa/main/main)"},
 		{name: "a decision that is null", rego: `package system
 			main := null`, want: "decision system/main: the answer is missing, want an object with a response"},
 		{name: "an undefined rule", rego: `package system

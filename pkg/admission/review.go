@@ -173,16 +173,23 @@ func (r *Reviewer) action(review review, err error) Action {
 	return action
 }
 
-// speakersTimeout is how long an answer waits until it is known which modules had a say.
-// A decision takes some milliseconds, and to make it once more under a trace three times
-// as long; one that takes longer is told without them.
-const speakersTimeout = 100 * time.Millisecond
+// An answer waits until it is known which modules had a say for a quarter of the time that
+// is left, and for maxSpeakersTime at most: a decision takes some milliseconds, and to make
+// it once more under a trace three times as long. One that takes longer is told without.
+const (
+	speakersPart    = 4
+	maxSpeakersTime = time.Second
+)
 
 func speakers(ctx context.Context, decision policy.Decision) []string {
 	if decision.Witness == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, speakersTimeout)
+	limit := maxSpeakersTime
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = min(limit, time.Until(deadline)/speakersPart)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	modules, err := decision.Witness.Speakers(ctx)
 	if err != nil {

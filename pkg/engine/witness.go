@@ -18,14 +18,19 @@ const maxSpeakers = 64
 const maxQueries = 1 << 16
 
 // Speakers are the modules whose rules made the result what it is, sorted; maxSpeakers at
-// most. A rule that was true, but that only rules use which were not, had no say. Tracing
+// most. Where none was true, as in an empty set, they are those that define the decision. A rule that was true, but that only rules use which were not, had no say. Tracing
 // takes two to three times as long as the decision took.
 func (r Record) Speakers(ctx context.Context) ([]string, error) {
 	said := make(speakers)
 	if err := r.again(ctx, said); err != nil {
 		return nil, err
 	}
-	return said.modules(r.InForce.snapshot.compiler, reference(r.Path)), nil
+	compiler, decision := r.InForce.snapshot.compiler, reference(r.Path)
+	modules := said.modules(compiler, decision)
+	if len(modules) == 0 {
+		modules = definers(compiler, decision)
+	}
+	return modules, nil
 }
 
 // Suspects are the modules whose rules are being evaluated when ctx ends, the innermost
@@ -104,7 +109,7 @@ func (s speakers) TraceEvent(event topdown.Event) {
 // found the value in OPA's cache.
 func (s speakers) modules(compiler *ast.Compiler, decision ast.Ref) []string {
 	var modules []string
-	for open := compiler.GetRulesDynamic(decision); len(open) > 0; {
+	for open := compiler.GetRulesDynamicWithOpts(decision, ast.RulesOptions{IncludeHiddenModules: true}); len(open) > 0; {
 		rule := open[len(open)-1]
 		open = open[:len(open)-1]
 		if _, ok := s[rule]; !ok {
@@ -118,6 +123,18 @@ func (s speakers) modules(compiler *ast.Compiler, decision ast.Ref) []string {
 			if used, ok := used.(*ast.Rule); ok {
 				open = append(open, used)
 			}
+		}
+	}
+	slices.Sort(modules)
+	return modules
+}
+
+// definers are the modules that define a decision, sorted.
+func definers(compiler *ast.Compiler, decision ast.Ref) []string {
+	var modules []string
+	for _, rule := range compiler.GetRules(decision) {
+		if name := moduleOf(rule); name != "" && !slices.Contains(modules, name) && len(modules) < maxSpeakers {
+			modules = append(modules, name)
 		}
 	}
 	slices.Sort(modules)
