@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -12,6 +13,13 @@ func TestTheBuiltInEntrypoint(t *testing.T) {
 	d.awaitReady()
 	d.wants("curl", "no curl")
 	d.wants("nginx", "yes")
+	if status, body := d.do(http.MethodPost, d.api+"/v1/data/system/main", strings.NewReader(`{"input": {"apiVersion": "a", "kind": "b", "request": {"uid": "u"}}}`)); status != http.StatusOK ||
+		!strings.Contains(string(body), `"response":{"allowed":true,"uid":"u"}`) {
+		t.Errorf("the API answers %d: %s", status, body)
+	}
+	if status, body := d.do(http.MethodGet, d.api+"/v1/policies", nil); status != http.StatusOK || strings.Contains(string(body), "entrypoint.rego") {
+		t.Errorf("the policies are %d: %s", status, body)
+	}
 
 	d.edit("opa-main", "package system\nmain := {\"response\": {\"allowed\": false, \"status\": {\"message\": \"mine\"}}}")
 	d.awaitState("opa/opa-main/main", "in_force current")
