@@ -58,6 +58,7 @@ restarts: programs ## kill replicas at 1,000 random moments under edits, and jud
 .PHONY: fuzz
 fuzz: ## a minute for each fuzz target
 	go test -run '^$$' -fuzz FuzzReview -fuzztime 1m ./pkg/admission
+	go test -run '^$$' -fuzz FuzzAnswer -fuzztime 1m ./pkg/admission
 	go test -run '^$$' -fuzz FuzzJSONPatch -fuzztime 1m ./pkg/admission
 	go test -run '^$$' -fuzz FuzzStatus -fuzztime 1m ./pkg/configmap
 	go test -run '^$$' -fuzz FuzzParseData -fuzztime 1m ./pkg/engine
