@@ -156,7 +156,7 @@ func TestTheEntrypointThatIsBuiltIn(t *testing.T) {
 			policies: []string{k + `deny["fixed"] if input.request` + "\n" + `deny[msg] if msg := "found"`}, want: "denied 403: fixed, found",
 		},
 		"texts at keys": {
-			policies: []string{k + `deny["a"] := "1"` + "\n" + `deny["b"] := {"msg": "2"}` + "\n" + `deny["c"] := 3` + "\n" + `deny["d"] := false` + "\n" + `deny["e"] := {"x": 1}`},
+			policies: []string{k + `deny["a"] := "1"` + "\n" + `deny["b"] := {"msg": "2"}` + "\n" + `deny["c"] := 3` + "\n" + `deny["d"] := false` + "\n" + `deny["e"] := {"x": 1}` + "\n" + `deny["f"] := {}`},
 			want:     `denied 403: 1, 2, {"c":3}, {"e":{"x":1}}`,
 		},
 		"sets at keys": {
@@ -183,8 +183,9 @@ func TestTheEntrypointThatIsBuiltIn(t *testing.T) {
 				"package kubernetes.admission.b\n" + `patch := [{"op": "remove", "path": "/3"}, {"op": "add", "path": "/2", "value": 1}]`,
 				"package kubernetes.admission.a\n" + `patch contains [{"op": "remove", "path": "/1"}, {"op": "remove", "path": "/0"}]`,
 				k + `patch contains {"op": "remove", "path": "/9"}`,
+				"package kubernetes.admission.a.z\n" + `patch := [{"op": "remove", "path": "/4"}]`,
 			},
-			want: "allowed\n" + `patch: [{"op":"remove","path":"/9"},{"op":"remove","path":"/1"},{"op":"remove","path":"/0"},{"op":"remove","path":"/3"},{"op":"add","path":"/2","value":1}]`,
+			want: "allowed\n" + `patch: [{"op":"remove","path":"/9"},{"op":"remove","path":"/1"},{"op":"remove","path":"/0"},{"op":"remove","path":"/4"},{"op":"remove","path":"/3"},{"op":"add","path":"/2","value":1}]`,
 		},
 		"arrays of operations at keys come in the order of these": {
 			policies: []string{k + `patch["2"] := [{"op": "remove", "path": "/b"}, {"op": "remove", "path": "/a"}]` + "\n" + `patch["1"] := {"op": "remove", "path": "/c"}` + "\n" + `patch["0"] := []`},
@@ -336,6 +337,30 @@ func TestDataIsNotTakenForRules(t *testing.T) {
 	}
 	if got := answer(t, snapshot, `{"uid": "u"}`); got != "denied 403: rule" {
 		t.Errorf("it answers %s", got)
+	}
+}
+
+// Whoever has data where the entrypoint would be is not held for it: that is the decision.
+func TestDataAtTheEntrypointReplacesIt(t *testing.T) {
+	c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"system"}, Entrypoint: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := policy.Module{ID: policy.ID{Namespace: "system", Name: "main", Key: "key"}, Kind: policy.Data, Source: `"data"`}
+	deny := module("deny", 1, "package kubernetes.admission\ndeny contains \"x\"")
+	first, _ := settle(c, c.Empty(), policy.NewSet(deny))
+	second, report := settle(c, first, policy.NewSet(deny, data))
+	if held := report.Held(); len(held) > 0 {
+		t.Fatalf("held: %v", held)
+	}
+	e := newEngine(t)
+	activate(t, e, first)
+	if !e.Decides("system/main") {
+		t.Error("rules do not decide")
+	}
+	activate(t, e, second)
+	if got := decide(t, e, "system/main", nil); got != `{"key":"data"}` || e.Decides("system/main") {
+		t.Errorf("got %s; rules decide: %t", got, e.Decides("system/main"))
 	}
 }
 
