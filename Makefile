@@ -46,7 +46,7 @@ $(GOLANGCI_LINT):
 
 .PHONY: bench
 bench: programs ## measure start, changes and decisions on the real API server, and compilation; prints tables
-	go test -run '^$$' -bench . -benchtime 3x ./pkg/engine
+	go test -run '^$$' -bench . -benchtime 3x ./pkg/engine ./pkg/admission
 	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 RESTARTS ?= 1000

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/engine"
@@ -32,27 +33,27 @@ func BenchmarkReview(b *testing.B) {
 	}
 	for name, body := range map[string]string{
 		"allowed": string(body),
-		"denied":  strings.Replace(string(body), `"metadata": {`, `"metadata": {"labels": {"deny": "7"},`, 1),
-		"patched": strings.Replace(string(body), `"metadata": {`, `"metadata": {"labels": {"patch": "7"},`, 1),
+		"denied":  strings.Replace(string(body), `"labels": {`, `"labels": {"deny": "7",`, 1),
+		"patched": strings.Replace(string(body), `"labels": {`, `"labels": {"patch": "7",`, 1),
 	} {
 		b.Run(name, func(b *testing.B) {
 			with := admission.NewReviewer(e, admission.Config{Entrypoint: "system/main"})
 			without := admission.NewReviewer(silently{e}, admission.Config{Entrypoint: "system/main"})
-			var took [2]float64
-			for n, reviewer := range []*admission.Reviewer{with, without} {
-				result := testing.Benchmark(func(b *testing.B) {
-					for b.Loop() {
+			var took [2]float64 // ns, side by side
+			reviews := 0.0
+			for b.Loop() {
+				for n, reviewer := range []*admission.Reviewer{with, without} {
+					start := time.Now()
+					for range 100 {
 						if _, err := reviewer.Review(b.Context(), []byte(body)); err != nil {
 							b.Fatal(err)
 						}
 					}
-				})
-				took[n] = float64(result.NsPerOp())
+					took[n] += float64(time.Since(start))
+				}
+				reviews += 100
 			}
-			for b.Loop() {
-				continue // what is reported is the ratio
-			}
-			b.ReportMetric(took[0]/1000, "µs/review")
+			b.ReportMetric(took[0]/1000/reviews, "µs/review")
 			b.ReportMetric(took[0]/took[1], "with/without")
 			b.ReportMetric(0, "ns/op")
 		})
