@@ -86,7 +86,7 @@ func describeAdmission(input map[string]any) (Request, error) {
 	about := Request{
 		UID:       text(request["uid"]),
 		Operation: text(request["operation"]),
-		Kind:      text(kind["kind"]),
+		Kind:      strings.TrimSuffix(text(kind["kind"])+"/"+text(request["subResource"]), "/"),
 		Namespace: text(request["namespace"]),
 		Name:      text(request["name"]),
 		User:      text(user["username"]),

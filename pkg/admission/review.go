@@ -89,8 +89,9 @@ type Answer struct {
 }
 
 // Request is what a log may tell of a request: never the object itself, which
-// may hold secrets. Of access that is asked for the verb is the operation, and
-// the resource, such as pods/exec, is the kind.
+// may hold secrets. The kind has the subresource behind a slash, as in Pod/status.
+// Of access that is asked for the verb is the operation, and the resource, such as
+// pods/exec, is the kind.
 type Request struct {
 	UID, Operation, Kind, Namespace, Name, User string
 }

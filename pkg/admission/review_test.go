@@ -141,6 +141,10 @@ main := {"response": {"allowed": true}} if input.request.operation == "CREATE"`)
 			request: `"uid":"u1","operation":"CREATE","kind":{"group":"","version":"v1","kind":"Pod"},"namespace":"analytics","name":"api","userInfo":{"username":"dana"}`,
 		},
 		{
+			name: "a subresource", want: admission.Request{UID: "u1", Operation: "CREATE", Kind: "Eviction/eviction"},
+			request: `"uid":"u1","operation":"CREATE","kind":{"group":"policy","version":"v1","kind":"Eviction"},"subResource":"eviction"`,
+		},
+		{
 			name: "where there is no decision", want: admission.Request{UID: "u1", Operation: "DELETE"}, undefined: true,
 			request: `"uid":"u1","operation":"DELETE"`,
 		},
@@ -303,13 +307,13 @@ func whatKubernetesReads(body []byte) (admission.Request, bool) {
 	case *admissionv1.AdmissionReview:
 		if r := review.Request; r != nil && r.UID != "" {
 			return admission.Request{
-				UID: string(r.UID), Operation: string(r.Operation), Kind: r.Kind.Kind, Namespace: r.Namespace, Name: r.Name, User: r.UserInfo.Username,
+				UID: string(r.UID), Operation: string(r.Operation), Kind: strings.TrimSuffix(r.Kind.Kind+"/"+r.SubResource, "/"), Namespace: r.Namespace, Name: r.Name, User: r.UserInfo.Username,
 			}, true
 		}
 	case *admissionv1beta1.AdmissionReview:
 		if r := review.Request; r != nil && r.UID != "" {
 			return admission.Request{
-				UID: string(r.UID), Operation: string(r.Operation), Kind: r.Kind.Kind, Namespace: r.Namespace, Name: r.Name, User: r.UserInfo.Username,
+				UID: string(r.UID), Operation: string(r.Operation), Kind: strings.TrimSuffix(r.Kind.Kind+"/"+r.SubResource, "/"), Namespace: r.Namespace, Name: r.Name, User: r.UserInfo.Username,
 			}, true
 		}
 	case *authorizationv1.SubjectAccessReview:
