@@ -298,6 +298,9 @@ response := {"uid": input.request.uid, "allowed": false, "status": {"message": c
 		strict: strictly{v1beta1: "apiVersion"}, strictBad: "response.status"},
 	{sentence: "a denial whose message is a set", modules: denialStatus(`{"message": admission.deny}`), good: accepted, bad: troubled("response.status.message"),
 		strict: strictly{v1beta1: "apiVersion"}, strictBad: "response.status.message"},
+	{sentence: "two things that are wrong", modules: v1Answer(`{"status": "no", "auditAnnotations": "none"}`),
+		good: troubled("response.status", "response.auditAnnotations"), bad: troubled("response.status", "response.auditAnnotations"),
+		strict: strictly{"response.status", "apiVersion"}},
 	{
 		sentence: "a denial with details",
 		modules: denialStatus(`{
