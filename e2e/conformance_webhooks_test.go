@@ -306,21 +306,33 @@ func (s *stage) enforce(policies ...*corev1.ConfigMap) {
 	}
 }
 
-// replace writes ConfigMaps, and removes all others.
+// replace puts ConfigMaps in place of all others, all at once: in between, one would be in force beside what was there before.
 func (s *standalone) replace(t testing.TB, policies ...*corev1.ConfigMap) {
 	t.Helper()
-	s.apply(t, policies...)
-	files, err := filepath.Glob(filepath.Join(s.config.Manifests, "*.json"))
+	var all strings.Builder
+	for _, cm := range policies {
+		cm.APIVersion, cm.Kind = "v1", "ConfigMap"
+		text, err := json.Marshal(cm)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&all, "---\n%s\n", text)
+	}
+	first, err := filepath.Glob(filepath.Join(s.config.Manifests, "*.json")) // those that it was started with
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
-		if slices.ContainsFunc(policies, func(cm *corev1.ConfigMap) bool { return s.file(cm) == file }) {
-			continue
-		}
+	for _, file := range first {
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
+	}
+	file := filepath.Join(s.config.Manifests, "policies.yaml")
+	if err := os.WriteFile(file+".new", []byte(all.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -449,13 +449,15 @@ func TestRevisionsThatAreNoGoodAnyMore(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stop(t, second) })
-	annotation(t, opa, "broken", contains(`"inForce":"none"`, `"rego_parse_error"`,
+	annotation(t, opa, "broken", contains(`"inForce":"previous"`, `"rego_parse_error"`,
 		"the version that was in force last does not compile any more: 3:", "undefined function data.nowhere.f"))
 	inForce(t, second, map[string]string{
-		"opa/main/main": "current", "opa/broken/main": "none", "opa/fine/main": "current", "opa/unreadable/main": "previous",
+		"opa/main/main": "current", "opa/broken/main": "previous", "opa/fine/main": "current", "opa/unreadable/main": "previous",
 	})
 	refuses(t, "fine")
-	refuses(t, "unreadable") // by the newest that can be read
+	refuses(t, "broken")               // by the newest that compiles
+	refuses(t, "unreadable")           // by the newest that can be read
+	recorded(t, "broken", "main", bad) // another process may be able to enforce it
 	recorded(t, "fine", "main", denyLabel("fine"))
 
 	edit(t, opa, "unreadable", func(cm *corev1.ConfigMap) { cm.Data["main"] = denyLabel("readable") })
@@ -469,6 +471,7 @@ func TestRevisionsThatAreNoGoodAnyMore(t *testing.T) {
 // addRevision writes a revision of a ConfigMap newer than all others, with this source of the key main, or with data that
 // nobody can read.
 func addRevision(t *testing.T, name, source string) {
+	const laterThanAll = "9000000000" // a resource version
 	t.Helper()
 	all, err := revisions(t.Context(), opa, name)
 	if err != nil || len(all) == 0 {
@@ -478,7 +481,7 @@ func addRevision(t *testing.T, name, source string) {
 	raw := []byte(`{"configMap":["` + name + `"]}`)
 	if source != "" {
 		raw, err = json.Marshal(revisionData{ConfigMap: name, Modules: map[string]revisionModule{
-			"main": {Source: source, Created: metav1.Now(), ObjectVersion: "1"},
+			"main": {Source: source, Created: metav1.Now(), ObjectVersion: laterThanAll},
 		}})
 		if err != nil {
 			t.Fatal(err)

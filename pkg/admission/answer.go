@@ -34,7 +34,7 @@ func normalise(config Config, review review, decision policy.Decision) (map[stri
 		}
 	}
 	response := maps.Clone(given) // what the policies gave is not ours to change
-	response["uid"] = review.request.UID
+	response["uid"] = review.uid
 	allowed, ok := response["allowed"].(bool)
 	if !ok {
 		return nil, fmt.Errorf("response.allowed is %s, want true or false", jsonType(response["allowed"]))
@@ -187,7 +187,8 @@ func decodable(body []byte, into any) error {
 	err := json.Unmarshal(body, into)
 	var wrongType *json.UnmarshalTypeError
 	if errors.As(err, &wrongType) {
-		return fmt.Errorf("%s is a JSON %s, which the API server does not take there", wrongType.Field, wrongType.Value)
+		kind, _, _ := strings.Cut(wrongType.Value, " ") // of a number it is followed by the number
+		return fmt.Errorf("%s is a JSON %s, which the API server does not take there", wrongType.Field, kind)
 	}
 	return err
 }

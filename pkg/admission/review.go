@@ -96,6 +96,20 @@ type Request struct {
 	UID, Operation, Kind, Namespace, Name, User string
 }
 
+// maxText is how long a text of a request may be that is told: twice as many bytes as a
+// name has in Kubernetes. The API server sends no longer ones, but others may.
+const maxText = 512
+
+// cut is the request with texts that are not too long to be told and remembered.
+func (r Request) cut() Request {
+	for _, s := range []*string{&r.UID, &r.Operation, &r.Kind, &r.Namespace, &r.Name, &r.User} {
+		if len(*s) > maxText {
+			*s = strings.ToValidUTF8((*s)[:maxText], "") + "…"
+		}
+	}
+	return r
+}
+
 // InvalidReviewError says why what was sent cannot be answered.
 type InvalidReviewError struct{ reason string }
 
@@ -131,7 +145,7 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 		if answer.Action == Fail {
 			return answer, review.kind.fail(answer.Cause, decision.ID)
 		}
-		content = fallback(answer.Action, answer.Cause, review.request.UID, decision)
+		content = fallback(answer.Action, answer.Cause, review.uid, decision)
 		if answer.Body, err = review.encode(content); err != nil {
 			return answer, err
 		}
@@ -221,6 +235,7 @@ type review struct {
 	apiVersion string
 	kind       kind
 	request    Request
+	uid        string // whole, for the answer
 }
 
 // encode is the whole answer in JSON. What the API server could not decode is an error.
@@ -251,6 +266,7 @@ func decode(body []byte) (review, error) {
 		return review{}, err
 	}
 	r.request, err = r.kind.describe(input)
+	r.uid, r.request = r.request.UID, r.request.cut()
 	return r, err
 }
 

@@ -145,6 +145,10 @@ main := {"response": {"allowed": true}} if input.request.operation == "CREATE"`)
 			request: `"uid":"u1","operation":"CREATE","kind":{"group":"policy","version":"v1","kind":"Eviction"},"subResource":"eviction"`,
 		},
 		{
+			name: "texts that nobody has so long are cut", want: admission.Request{UID: "u1", Operation: "CREATE", Name: strings.Repeat("n", 512) + "…"},
+			request: `"uid":"u1","operation":"CREATE","name":"` + strings.Repeat("n", 1000) + `"`,
+		},
+		{
 			name: "where there is no decision", want: admission.Request{UID: "u1", Operation: "DELETE"}, undefined: true,
 			request: `"uid":"u1","operation":"DELETE"`,
 		},

@@ -16,7 +16,7 @@ func strictly(answer, response map[string]any, review review) error {
 			return fmt.Errorf("%s is %s, want %q", f.name, told(answer[f.name]), f.want)
 		}
 	}
-	if text(response["uid"]) != review.request.UID {
+	if text(response["uid"]) != review.uid {
 		return fmt.Errorf("response.uid is %s, want that of the request", told(response["uid"]))
 	}
 	for _, check := range []func(map[string]any) error{strictStatus, strictPatch, strictWarnings, strictAnnotations} {

@@ -403,7 +403,7 @@ func (l *loop) activate(c compiled, start time.Time) {
 		l.swap(c.snapshot)
 	}
 	l.snapshot = c.snapshot
-	report := l.memory.explain(c.report)
+	report := l.memory.explain(c)
 	before := l.Report()
 	l.recorder.Reported(report)
 	l.update(func(s *state) { s.report, s.waiting = report, nil })

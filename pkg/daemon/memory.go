@@ -14,13 +14,24 @@ import (
 
 // memory is what the loop remembers beside the set in force.
 type memory struct {
-	// lost are modules whose last good version is no good any more, and why.
-	lost map[policy.ID][]policy.Problem
+	// lost are modules whose last good version is no good any more.
+	lost map[policy.ID]loss
 	// adopted and overlaid are the last attempts to take over what another
 	// replica has in force: one that does not help is not made twice.
 	adopted, overlaid string
 	// rescued are the fingerprints of what this replica had recorded itself.
 	rescued map[string]bool
+}
+
+// loss is a version that was in force last and is no good any more.
+type loss struct {
+	recorded policy.Module
+	problems []policy.Problem
+}
+
+// isMadeGood reports whether that version, or a later one, is in force after all.
+func (l loss) isMadeGood(inForce policy.Module) bool {
+	return inForce.Digest() == l.recorded.Digest() || inForce.ObjectVersion > l.recorded.ObjectVersion
 }
 
 // base is what the next set is made on. That is what is in force here, but for
@@ -99,10 +110,14 @@ func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *conf
 	if err != nil {
 		return nil, err
 	}
-	l.memory.lost = make(map[policy.ID][]policy.Problem)
-	for _, s := range c.lost() {
-		l.memory.lost[s.ID] = s.Problems
-		l.log.Error("the version that was in force last does not compile any more", "module", s.ID.String(), "problems", problems(s))
+	l.memory.lost = make(map[policy.ID]loss)
+	for _, s := range c.report.Held() {
+		if s.Deleted {
+			continue // a bundle brought it along, or the revision before
+		}
+		l.memory.lost[s.ID] = loss{recorded: history.InForce()[s.ID], problems: s.Problems}
+		l.log.Error("the version that was in force last does not compile any more",
+			"module", s.ID.String(), "inForce", s.InForce, "problems", problems(s))
 	}
 	return c.snapshot, nil
 }
@@ -149,19 +164,20 @@ var replays = []int{16, 1000}
 // replay is to stay within some 20 s for a thousand policies.
 const oneByOne = 64
 
-// explain adds to the problems of modules of which nothing is in force why their
-// last good version is not.
-func (m *memory) explain(report policy.Report) policy.Report {
+// explain adds to the problems of modules whose last good version is not in force why
+// it is not.
+func (m *memory) explain(c compiled) policy.Report {
+	report := c.report
 	for i, s := range report.Modules {
 		lost, ok := m.lost[s.ID]
 		if !ok {
 			continue
 		}
-		if s.InForce == policy.Current {
+		if inForce, ok := c.snapshot.Module(s.ID); ok && lost.isMadeGood(inForce) {
 			delete(m.lost, s.ID)
 			continue
 		}
-		for _, p := range lost {
+		for _, p := range lost.problems {
 			// The place is in a text that nobody sees any more.
 			s.Problems = append(s.Problems[:len(s.Problems):len(s.Problems)], policy.Problem{
 				Code:    p.Code,
@@ -174,13 +190,15 @@ func (m *memory) explain(report policy.Report) policy.Report {
 }
 
 // keep are the modules to record: those in force, and of those whose last good
-// version is no good here the recorded one, as long as they are wanted. Another
-// process may be able to enforce it, after a flag or a version was taken back.
+// version is no good here the recorded one, as long as they are wanted and nothing later
+// is in force. Another process may be able to enforce it, after a flag or a version was
+// taken back.
 func (m *memory) keep(inForce policy.Set, history *configmap.History, set policy.Set) policy.Set {
-	for id := range m.lost {
-		_, isInForce := inForce[id]
+	for id, lost := range m.lost {
+		now, isInForce := inForce[id]
 		_, isWanted := set[id]
-		if recorded, ok := history.InForce()[id]; ok && isWanted && !isInForce {
+		recorded, ok := history.InForce()[id]
+		if ok && isWanted && (!isInForce || !lost.isMadeGood(now)) {
 			inForce[id] = recorded
 		}
 	}

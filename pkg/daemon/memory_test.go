@@ -11,17 +11,20 @@ import (
 // process can enforce again.
 func TestWhatIsNoGoodHereStaysRecorded(t *testing.T) {
 	id := policy.ID{Namespace: "opa", Name: "rules", Key: "main"}
-	version := func(source string) policy.Set { return policy.NewSet(policy.Module{ID: id, Source: source}) }
-	history := configmap.NewHistory([]configmap.Revision{configmap.NewRevision("opa", "opa", "rules", 1, version("last good"))})
-	lost := map[policy.ID][]policy.Problem{id: {{Code: "rego_type_error"}}}
+	version := func(number uint64, source string) policy.Set {
+		return policy.NewSet(policy.Module{ID: id, Source: source, ObjectVersion: number})
+	}
+	history := configmap.NewHistory([]configmap.Revision{configmap.NewRevision("opa", "opa", "rules", 1, version(2, "last good"))})
+	lost := map[policy.ID]loss{id: {recorded: version(2, "last good")[id], problems: []policy.Problem{{Code: "rego_type_error"}}}}
 	for sentence, c := range map[string]struct {
-		lost                  map[policy.ID][]policy.Problem
+		lost                  map[policy.ID]loss
 		inForce, wanted, want policy.Set
 	}{
-		"wanted in a version that is broken too": {lost, policy.Set{}, version("broken"), version("last good")},
+		"wanted in a version that is broken too": {lost, policy.Set{}, version(3, "broken"), version(2, "last good")},
 		"wanted no more":                         {lost, policy.Set{}, policy.Set{}, policy.Set{}},
-		"another version is in force":            {lost, version("new"), version("new"), version("new")},
-		"nothing was lost":                       {nil, policy.Set{}, version("broken"), policy.Set{}},
+		"an earlier version is in force":         {lost, version(1, "earlier"), version(3, "broken"), version(2, "last good")},
+		"another version is in force":            {lost, version(4, "new"), version(4, "new"), version(4, "new")},
+		"nothing was lost":                       {nil, policy.Set{}, version(3, "broken"), policy.Set{}},
 	} {
 		m := memory{lost: c.lost}
 		if got := m.keep(c.inForce, history, c.wanted); got.Fingerprint() != c.want.Fingerprint() {

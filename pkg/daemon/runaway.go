@@ -60,6 +60,11 @@ func (r *runaways) run(ctx context.Context) {
 func (r *runaways) look(ctx context.Context, answer admission.Answer) {
 	limited, cancel := context.WithTimeout(ctx, suspectAfter)
 	defer cancel()
+	defer func() {
+		if p := recover(); p != nil { // as a review lives through a panic of OPA
+			r.log.Error("panic while looking for a policy that ran out of time", "panic", fmt.Sprint(p))
+		}
+	}()
 	suspects := answer.Witness.Suspects(limited)
 	if len(suspects) == 0 || ctx.Err() != nil {
 		return // it was the machine that had no time

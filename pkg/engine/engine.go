@@ -134,12 +134,12 @@ func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Dec
 	if ctx.Err() != nil {
 		record.Err = ctx.Err() // OPA's own error says only that it was cancelled
 	}
-	if environment.Observe != nil {
-		environment.Observe(record)
-	}
 	decision := policy.Decision{ID: record.ID, Result: record.Result}
 	if record.InForce != nil && record.InputValue != nil {
-		decision.Fingerprint, decision.Witness = record.InForce.snapshot.fingerprint, record
+		decision.Fingerprint, decision.Witness = record.InForce.snapshot.fingerprint, record.witness()
+	}
+	if environment.Observe != nil {
+		environment.Observe(record)
 	}
 	if record.Err != nil {
 		return decision, fmt.Errorf("decision %s: %w", record.Path, record.Err)

@@ -16,9 +16,10 @@ type Environment struct {
 	// the answers that http.send got; nil: nothing is kept.
 	Cache      cache.InterQueryCache
 	ValueCache cache.InterQueryValueCache
-	// Offline is the network of decisions that are made once more, to find out how they
-	// were made: http.send gives what it gave then, and where it gave nothing asks nobody.
-	Offline topdown.CustomizeRoundTripper
+	// Offline and Silent are the networks of decisions that are made once more, to find out
+	// how they were made: http.send gives what it gave then, and where it gave nothing asks
+	// nobody. Offline fails at once, Silent never answers.
+	Offline, Silent topdown.CustomizeRoundTripper
 	// Observe hears of each decision, before its answer goes out: it must not keep
 	// the decision waiting. nil: nobody does.
 	Observe func(Record)
@@ -45,13 +46,13 @@ type Record struct {
 	// Builtins are what built-ins gave that give something else each time.
 	Builtins builtins.NDBCache
 
-	offline topdown.CustomizeRoundTripper
+	offline, silent topdown.CustomizeRoundTripper
 }
 
 // options evaluate a query for a record. Metrics are taken only where somebody hears of
 // them.
 func (e Environment) options(record *Record) []rego.EvalOption {
-	record.Builtins, record.offline = make(builtins.NDBCache), e.Offline
+	record.Builtins, record.offline, record.silent = make(builtins.NDBCache), e.Offline, e.Silent
 	options := []rego.EvalOption{
 		rego.EvalParsedInput(record.InputValue),
 		rego.EvalTransaction(record.Transaction),

@@ -8,6 +8,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/topdown"
+	"github.com/open-policy-agent/opa/v1/topdown/builtins"
 )
 
 // maxSpeakers bounds the modules that are named: whoever reads them looks for the few
@@ -22,7 +23,7 @@ const maxQueries = 1 << 16
 // takes two to three times as long as the decision took.
 func (r Record) Speakers(ctx context.Context) ([]string, error) {
 	said := make(speakers)
-	if err := r.again(ctx, said); err != nil {
+	if err := r.again(ctx, said, r.offline); err != nil {
 		return nil, err
 	}
 	compiler, decision := r.InForce.snapshot.compiler, reference(r.Path)
@@ -37,14 +38,14 @@ func (r Record) Speakers(ctx context.Context) ([]string, error) {
 // first; none if the evaluation ends before.
 func (r Record) Suspects(ctx context.Context) []string {
 	path := &pathTracer{open: make(map[uint64]step)}
-	if err := r.again(ctx, path); err == nil || ctx.Err() == nil {
+	if err := r.again(ctx, path, r.silent); err == nil || ctx.Err() == nil {
 		return nil
 	}
 	return path.modules()
 }
 
 // again makes the decision once more under a tracer. Built-ins give what they gave then.
-func (r Record) again(ctx context.Context, tracer topdown.QueryTracer) error {
+func (r Record) again(ctx context.Context, tracer topdown.QueryTracer, network topdown.CustomizeRoundTripper) error {
 	query, err := r.InForce.prepare(ctx, r.Path)
 	if err != nil {
 		return err
@@ -55,11 +56,22 @@ func (r Record) again(ctx context.Context, tracer topdown.QueryTracer) error {
 		rego.EvalNDBuiltinCache(r.Builtins),
 		rego.EvalQueryTracer(tracer),
 	}
-	if r.offline != nil {
-		options = append(options, rego.EvalHTTPRoundTripper(r.offline))
+	if network != nil {
+		options = append(options, rego.EvalHTTPRoundTripper(network))
 	}
 	_, err = query.Eval(ctx, options...)
 	return err
+}
+
+// witness is the record with a copy of what built-ins gave: making the decision once more
+// adds to it, while others may be reading theirs.
+func (r Record) witness() Record {
+	gave := make(builtins.NDBCache, len(r.Builtins))
+	for name, calls := range r.Builtins {
+		gave[name] = calls.Copy()
+	}
+	r.Builtins = gave
+	return r
 }
 
 // step is one query of an evaluation: the query that it is a part of, and the module if

@@ -195,7 +195,7 @@ func (h *Host) prepareCaches(ctx context.Context) {
 	if h.config.Configuration.LogsDecisions() {
 		environment.Observe = h.logs.decided
 	}
-	environment.Offline = offline
+	environment.Offline, environment.Silent = offline, silent
 	h.config.Engine.SetEnvironment(environment)
 }
 

@@ -1,14 +1,26 @@
 package opa
 
-import "net/http"
+import (
+	"errors"
+	"net/http"
+)
 
-// offline is a network that never answers.
-func offline(*http.Transport) http.RoundTripper { return silence{} }
+// offline is a network that is not there, and silent one that never answers.
+func offline(*http.Transport) http.RoundTripper {
+	return roundTripper(func(*http.Request) error { return errors.New("not asked again") })
+}
 
-type silence struct{}
+func silent(*http.Transport) http.RoundTripper {
+	return roundTripper(func(request *http.Request) error {
+		<-request.Context().Done()
+		return request.Context().Err()
+	})
+}
 
-// RoundTrip waits until nobody does any more.
-func (silence) RoundTrip(request *http.Request) (*http.Response, error) {
-	<-request.Context().Done()
-	return nil, request.Context().Err()
+// roundTripper fails.
+type roundTripper func(*http.Request) error
+
+// RoundTrip gives no response.
+func (r roundTripper) RoundTrip(request *http.Request) (*http.Response, error) {
+	return nil, r(request)
 }

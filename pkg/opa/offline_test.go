@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/open-policy-agent/opa/v1/topdown"
-
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -40,7 +38,7 @@ p := http.send({"method": "GET", "url": "` + service.URL + `", "timeout": "1m"})
 		t.Fatal(held)
 	}
 	e := engine.New()
-	e.SetEnvironment(engine.Environment{Offline: topdown.CustomizeRoundTripper(offline)})
+	e.SetEnvironment(engine.Environment{Offline: offline, Silent: silent})
 	e.Activate(snapshot)
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
@@ -50,6 +48,9 @@ p := http.send({"method": "GET", "url": "` + service.URL + `", "timeout": "1m"})
 	}
 	again, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
+	if _, err := decision.Witness.Speakers(t.Context()); asked.Load() != 1 {
+		t.Errorf("who had a say asks the service: %v", err)
+	}
 	if got := strings.Join(decision.Witness.Suspects(again), " "); got != "opa/waits/main" || asked.Load() != 1 {
 		t.Errorf("suspected is %q, and the service was asked %d times", got, asked.Load())
 	}

@@ -109,6 +109,7 @@ const (
 	outcomeUndefined = "undefined" // no rule says anything
 	outcomeTimeout   = "timeout"   // the policies took too long
 	outcomeError     = "error"     // they failed, or said what cannot be passed on
+	outcomeCanceled  = "canceled"  // who asked is gone, and hears no answer
 )
 
 func (h *Webhook) review(w http.ResponseWriter, r *http.Request, reviewer Reviewer) {
@@ -124,8 +125,9 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request, reviewer Review
 	if err != nil {
 		status, outcome = classify(err)
 	}
-	h.config.Metrics.reviewed(answer.Request.Operation, outcome, h.config.Entrypoint, time.Since(start))
-	h.account(r, answer, err, outcome, status)
+	took := time.Since(start)
+	h.config.Metrics.reviewed(answer.Request.Operation, outcome, h.config.Entrypoint, took)
+	h.account(r, answer, err, outcome, status, took)
 	describe(span, answer, outcome, h.config.Entrypoint)
 	if err != nil {
 		writeError(w, status, told(err))
@@ -149,8 +151,10 @@ func outcomeOf(answer admission.Answer) string {
 
 // account tells of an answer, or of why there is none: the log, the metrics, and what is
 // remembered of refusals.
-func (h *Webhook) account(r *http.Request, answer admission.Answer, err error, outcome string, status int) {
+func (h *Webhook) account(r *http.Request, answer admission.Answer, err error, outcome string, status int, took time.Duration) {
 	switch {
+	case outcome == outcomeCanceled:
+		about(h.config.Log, answer).Info("no decision", "outcome", outcome, "remote", r.RemoteAddr, "took", took)
 	case answer.Cause != nil:
 		h.config.Metrics.fellBack(outcome, string(answer.Action))
 		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "action", answer.Action, "status", status, "remote", r.RemoteAddr, "error", answer.Cause)
@@ -159,13 +163,18 @@ func (h *Webhook) account(r *http.Request, answer admission.Answer, err error, o
 	default:
 		h.tell(r.Context(), answer, outcome)
 	}
-	if outcome == outcomeTimeout && h.config.RanOut != nil {
+	if (outcome == outcomeTimeout || outcome == outcomeCanceled && took > slow) && h.config.RanOut != nil {
 		h.config.RanOut(answer)
 	}
-	if !answer.Allowed && !answer.NoOpinion && answer.Review != "" && h.config.Refusals != nil {
+	if outcome != outcomeCanceled && !answer.Allowed && !answer.NoOpinion && answer.Review != "" && h.config.Refusals != nil {
 		h.config.Refusals.Add(refusal(answer, outcome))
 	}
 }
+
+// slow is how long a decision takes that has run away, if who asked hung up before the time
+// was over that it gave: the API server gives the time that is left to it in whole seconds,
+// rounded up, and waits for a second at least.
+const slow = 900 * time.Millisecond
 
 // tell logs a decision. What is not denied is most of it, and seldom logged.
 func (h *Webhook) tell(ctx context.Context, answer admission.Answer, outcome string) {
@@ -292,6 +301,8 @@ func classify(err error) (status int, outcome string) {
 		return http.StatusServiceUnavailable, outcomeError
 	case errors.Is(err, context.DeadlineExceeded):
 		return http.StatusGatewayTimeout, outcomeTimeout
+	case errors.Is(err, context.Canceled):
+		return http.StatusServiceUnavailable, outcomeCanceled
 	case errors.Is(err, policy.ErrUndefined):
 		return http.StatusInternalServerError, outcomeUndefined
 	}

@@ -412,6 +412,10 @@ func TestWebhookAccountsForWhatIsNotDecided(t *testing.T) {
 			name: "the time is up, and that is a denial", answer: admission.Answer{Review: "AdmissionReview", Cause: context.DeadlineExceeded, Action: admission.Deny},
 			status: 200, outcome: "timeout", action: "deny", refused: true, ranOut: true,
 		},
+		{
+			name: "who asked is gone", answer: admission.Answer{Review: "AdmissionReview", Cause: context.Canceled, Action: admission.Fail},
+			err: context.Canceled, status: 503, outcome: "canceled",
+		},
 		{name: "a denial", answer: admission.Answer{Review: "AdmissionReview", Modules: []string{"opa/a/main"}}, status: 200, outcome: "denied", refused: true},
 		{name: "no opinion", answer: admission.Answer{Review: "SubjectAccessReview", NoOpinion: true}, status: 200, outcome: "denied"},
 	} {
