@@ -471,17 +471,20 @@ func TestRevisionsThatAreNoGoodAnyMore(t *testing.T) {
 // addRevision writes a revision of a ConfigMap newer than all others, with this source of the key main, or with data that
 // nobody can read.
 func addRevision(t *testing.T, name, source string) {
-	const laterThanAll = "9000000000" // a resource version
 	t.Helper()
 	all, err := revisions(t.Context(), opa, name)
 	if err != nil || len(all) == 0 {
 		t.Fatalf("the revisions of %s are %v, %v", name, all, err)
 	}
 	number := all[len(all)-1].number + 1
+	cm, err := cluster.Client().CoreV1().ConfigMaps(opa).Get(t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	raw := []byte(`{"configMap":["` + name + `"]}`)
 	if source != "" {
 		raw, err = json.Marshal(revisionData{ConfigMap: name, Modules: map[string]revisionModule{
-			"main": {Source: source, Created: metav1.Now(), ObjectVersion: laterThanAll},
+			"main": {Source: source, Created: metav1.Now(), ObjectVersion: cm.ResourceVersion},
 		}})
 		if err != nil {
 			t.Fatal(err)

@@ -173,7 +173,7 @@ func (m *memory) explain(c compiled) policy.Report {
 		if !ok {
 			continue
 		}
-		if inForce, ok := c.snapshot.Module(s.ID); ok && lost.isMadeGood(inForce) {
+		if inForce, ok := c.snapshot.Module(s.ID); ok && (s.InForce == policy.Current || lost.isMadeGood(inForce)) {
 			delete(m.lost, s.ID)
 			continue
 		}
