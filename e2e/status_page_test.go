@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -27,9 +26,6 @@ const screenshotEnv = "KUBE_REGO_SCREENSHOT"
 func openBrowser(t *testing.T) *browser.Page {
 	t.Helper()
 	path, err := browser.Find(t.Context())
-	if errors.Is(err, browser.ErrNone) {
-		t.Skip(err)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,8 +19,9 @@ const maxSpeakers = 64
 const maxQueries = 1 << 16
 
 // Speakers are the modules whose rules made the result what it is, sorted; maxSpeakers at
-// most. Where none was true, as in an empty set, they are those that define the decision. A rule that was true, but that only rules use which were not, had no say. Tracing
-// takes two to three times as long as the decision took.
+// most. Where none was true, as in an empty set, they are those that define the decision. A
+// rule that was true, but that only rules use which were not, had no say. Tracing takes two
+// to three times as long as the decision took.
 func (r Record) Speakers(ctx context.Context) ([]string, error) {
 	said := make(speakers)
 	if err := r.again(ctx, said, r.offline); err != nil {
