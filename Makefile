@@ -46,7 +46,7 @@ $(GOLANGCI_LINT):
 
 .PHONY: bench
 bench: programs ## measure start, changes and decisions on the real API server, and compilation; prints tables
-	go test -run '^$$' -bench . -benchtime 3x ./pkg/engine ./pkg/admission
+	go test -run '^$$' -bench . -benchtime 3x ./pkg/compile ./pkg/engine ./pkg/admission
 	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
 RESTARTS ?= 1000
@@ -61,7 +61,7 @@ fuzz: ## a minute for each fuzz target
 	go test -run '^$$' -fuzz FuzzAnswer -fuzztime 1m ./pkg/admission
 	go test -run '^$$' -fuzz FuzzJSONPatch -fuzztime 1m ./pkg/admission
 	go test -run '^$$' -fuzz FuzzStatus -fuzztime 1m ./pkg/configmap
-	go test -run '^$$' -fuzz FuzzParseData -fuzztime 1m ./pkg/engine
+	go test -run '^$$' -fuzz FuzzParse -fuzztime 1m ./pkg/data
 
 # The first of docker, podman and buildah that works here: a docker client without its engine does not.
 CONTAINER_TOOL ?= $(firstword $(foreach tool,docker podman buildah,$(shell $(tool) info >/dev/null 2>&1 && echo $(tool))))

@@ -24,7 +24,9 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/data"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/watch"
@@ -88,26 +90,28 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 	if len(modules) == 0 {
 		t.Fatal("there are no policies")
 	}
-	compiler, err := engine.NewCompiler(engine.Config{
-		RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, Replicated: engine.Replicated{Path: []string{"kubernetes"}}, Entrypoint: true,
+	compiler, err := compile.New(compile.Config{
+		RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, Replicated: compile.Replicated{Path: []string{"kubernetes"}}, Entrypoint: true,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	snapshot, report := compiler.Compile(compiler.Empty(), policy.NewSet(modules...))
+	snapshot := compiler.Compile(compiler.Empty(), policy.NewSet(modules...), nil)
+	report := snapshot.Report()
 	for _, s := range report.Held() {
 		t.Fatalf("%s is held: %v", s.ID, s.Problems)
 	}
 	opa := engine.New()
 	opa.Apply(objects(t, opa, folder)...)
-	opa.Activate(snapshot)
+	opa.Activate(snapshot, report)
 	return admission.NewReviewer(opa, admission.Config{Entrypoint: "system/main"})
 }
 
 // objects puts what a folder has in objects/ where replication would put it.
-func objects(t *testing.T, opa *engine.Engine, folder string) []engine.Change {
+func objects(t *testing.T, opa *engine.Engine, folder string) []data.Change {
 	t.Helper()
-	var changes []engine.Change
+	var interner data.Interner
+	var changes []data.Change
 	for _, file := range glob(t, filepath.Join(folder, "objects", "*.yaml")) {
 		documents := utilyaml.NewYAMLOrJSONDecoder(strings.NewReader(read(t, file)), 4096)
 		for {
@@ -119,14 +123,14 @@ func objects(t *testing.T, opa *engine.Engine, folder string) []engine.Change {
 			if err != nil {
 				t.Fatalf("%s: %v", file, err)
 			}
-			content, err := opa.NewDocument(object.Object)
+			content, err := interner.Document(object.Object)
 			if err != nil {
 				t.Fatal(err)
 			}
 			resource, _ := meta.UnsafeGuessKindToResource(object.GroupVersionKind())
 			path := []string{"kubernetes", resource.Resource, object.GetNamespace(), object.GetName()}
 			path = slices.DeleteFunc(path, func(part string) bool { return part == "" }) // of the whole cluster
-			changes = append(changes, engine.Change{Path: path, Content: content})
+			changes = append(changes, data.Change{Path: path, Content: content})
 		}
 	}
 	return changes

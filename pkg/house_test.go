@@ -64,11 +64,12 @@ func TestArrowsPointDown(t *testing.T) {
 // The pure rooms: what decides is separate from what touches the world.
 func TestPureRoomsTouchNothing(t *testing.T) {
 	forbidden := []string{"log", "log/slog", "math/rand", "net", "net/http", "os", "os/exec", "syscall"}
-	for path, room := range readPlan(t) {
-		if room.floor > 2 {
-			continue
+	for _, path := range []string{"pkg/policy", "pkg/data", "pkg/compile", "pkg/engine", "pkg/configmap", "pkg/admission"} {
+		imports := readHouse(t)[path]
+		if len(imports) == 0 {
+			t.Errorf("there is no pure room %s", path)
 		}
-		for _, name := range readHouse(t)[path] {
+		for _, name := range imports {
 			if slices.Contains(forbidden, name) {
 				t.Errorf("pure room %s imports %s", path, name)
 			}

@@ -8,8 +8,8 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/klog/v2"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/daemon"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 )
 
 func newServeCommand() *cobra.Command {
@@ -111,7 +111,7 @@ func addServeFlags(flags *pflag.FlagSet, o *daemon.Options) {
 	flags.StringVar(&o.Entrypoint, "entrypoint", daemon.DefaultEntrypoint, "`path` of the decision that answers POST /; default_decision of --opa-config is taken instead of the default")
 	addReviewFlags(flags, o)
 	flags.StringVar(&o.RegoVersion, "rego-version", "auto", "Rego version of policies that do not say it in the annotation openpolicyagent.org/rego-version: auto, v0 or v1")
-	flags.StringArrayVar(&o.Builtins, "enable-builtin", nil, fmt.Sprintf("switch on a built-in that is off by default, one of %v; repeatable", engine.OffByDefault()))
+	flags.StringArrayVar(&o.Builtins, "enable-builtin", nil, fmt.Sprintf("switch on a built-in that is off by default, one of %v; repeatable", compile.OffByDefault()))
 	flags.StringVar(&o.Addr, "addr", ":8443", "`address` of the webhook, over HTTPS")
 	addAPIFlags(flags, o)
 	flags.StringVar(&o.DiagnosticAddr, "diagnostic-addr", "127.0.0.1:8282", "`address` of /healthz, /readyz, /metrics and /status")

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -74,15 +75,16 @@ deny contains "no %[1]d" if input.request.object.metadata.labels.deny == "%[1]d"
 patch contains {"op": "add", "path": "/metadata/labels/x", "value": "y"} if input.request.object.metadata.labels.patch == "%[1]d"`, i)}
 		set[m.ID] = m
 	}
-	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
+	compiler, err := compile.New(compile.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		b.Fatal(err)
 	}
-	snapshot, report := compiler.Compile(compiler.Empty(), set)
+	snapshot := compiler.Compile(compiler.Empty(), set, nil)
+	report := snapshot.Report()
 	if held := report.Held(); len(held) > 0 {
 		b.Fatalf("%d are held, such as %v", len(held), held[0])
 	}
 	e := engine.New()
-	e.Activate(snapshot)
+	e.Activate(snapshot, report)
 	return e
 }

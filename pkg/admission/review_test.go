@@ -18,6 +18,7 @@ import (
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -31,17 +32,18 @@ func newReviewer(t testing.TB, rego string) *admission.Reviewer {
 // newEngine enforces a module opa/main/main.
 func newEngine(t testing.TB, rego string) *engine.Engine {
 	t.Helper()
-	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
+	compiler, err := compile.New(compile.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := policy.ID{Namespace: "opa", Name: "main", Key: "main"}
-	snapshot, report := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: rego}))
+	snapshot := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: rego}), nil)
+	report := snapshot.Report()
 	if held := report.Held(); len(held) > 0 {
 		t.Fatalf("the policy of the test does not compile: %v", held)
 	}
 	e := engine.New()
-	e.Activate(snapshot)
+	e.Activate(snapshot, report)
 	return e
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/certs"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/opa"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/server"
@@ -27,7 +26,7 @@ func (d *daemon) configuration() (opa.Configuration, error) {
 		return c, err
 	}
 	if path := strings.Trim(c.DefaultDecision(), "/"); path != "" && d.options.Entrypoint == DefaultEntrypoint {
-		if err := engine.CheckPath(path); err != nil {
+		if err := policy.CheckPath(path); err != nil {
 			return c, fmt.Errorf("OPA's configuration: default_decision: %w", err)
 		}
 		d.options.Entrypoint = path

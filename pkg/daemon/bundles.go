@@ -8,14 +8,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 // proposal is a set of bundles that is to go into force.
 type proposal struct {
-	set    engine.BundleSet
+	set    compile.BundleSet
 	made   time.Time
 	answer chan error
 }
@@ -23,7 +23,7 @@ type proposal struct {
 // Propose brings bundles into force instead of those before, or says why not. A set
 // without a bundle that was there is never refused: its configuration is gone. What is
 // in force of it stays as long as something that is in force needs it.
-func (l *loop) Propose(ctx context.Context, set engine.BundleSet) error {
+func (l *loop) Propose(ctx context.Context, set compile.BundleSet) error {
 	p := proposal{set: set, made: time.Now(), answer: make(chan error, 1)}
 	select {
 	case l.proposals <- p:
@@ -74,7 +74,7 @@ func (l *loop) awaited() bool {
 }
 
 // consider brings bundles into force, or says why not.
-func (l *loop) consider(ctx context.Context, set engine.BundleSet) error {
+func (l *loop) consider(ctx context.Context, set compile.BundleSet) error {
 	l.removal = nil // the newest set is what is wanted
 	base := l.snapshot
 	if base == nil {
@@ -87,7 +87,7 @@ func (l *loop) consider(ctx context.Context, set engine.BundleSet) error {
 		err = l.bring(ctx, set, lost...)
 		l.removal = &set
 	}
-	var unknown *engine.UnknownReadsError
+	var unknown *compile.UnknownReadsError
 	if errors.As(err, &unknown) {
 		l.reads = append(l.reads, unknown.Names...) // by the time the plugin tries again they may be known
 		l.look()
@@ -97,7 +97,7 @@ func (l *loop) consider(ctx context.Context, set engine.BundleSet) error {
 
 // bring brings bundles into force, and of those before keeps some. What is held may go
 // into force then.
-func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) error {
+func (l *loop) bring(ctx context.Context, set compile.BundleSet, keep ...string) error {
 	base, first := l.snapshot, l.snapshot == nil
 	history, err := l.source.History()
 	if err != nil {
@@ -124,7 +124,7 @@ func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) 
 		l.initial = next
 		return nil
 	}
-	l.swap(next)
+	l.swap(next, true)
 	l.wanted = ""
 	l.log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.look()
@@ -132,15 +132,15 @@ func (l *loop) bring(ctx context.Context, set engine.BundleSet, keep ...string) 
 }
 
 // forget drops the names that bundles in force read by now: these are wanted for that.
-func (l *loop) forget(next *engine.Snapshot) {
-	now := l.compiler.Reads(next, nil, nil)
+func (l *loop) forget(next *compile.Snapshot) {
+	now := l.compiler.ResourceNames(next, nil, nil)
 	l.reads = slices.DeleteFunc(l.reads, func(name string) bool { return slices.Contains(now, name) })
 }
 
 // displaced says which modules were in force last and are wanted, and neither that version
 // nor the wanted one goes with the bundles of a snapshot. They went with others, or with
 // another version: to go on without them would turn yes into no, or no into yes.
-func (l *loop) displaced(ctx context.Context, next *engine.Snapshot, history *configmap.History) error {
+func (l *loop) displaced(ctx context.Context, next *compile.Snapshot, history *configmap.History) error {
 	last, err := l.restored(ctx, next, history)
 	if err != nil {
 		return err
@@ -169,12 +169,12 @@ func (l *loop) displaced(ctx context.Context, next *engine.Snapshot, history *co
 }
 
 // wantedNow is what would become of what the ConfigMaps want.
-func (l *loop) wantedNow(ctx context.Context, base *engine.Snapshot) (compiled, error) {
+func (l *loop) wantedNow(ctx context.Context, base *compile.Snapshot) (compiled, error) {
 	wanted, err := l.wantedModules()
 	if err != nil {
 		return compiled{}, err
 	}
-	l.compiler.SetResources(nil)
+	l.known = nil
 	return l.settled(ctx, base, wanted)
 }
 
@@ -198,18 +198,17 @@ func (l *loop) remove(ctx context.Context) {
 	l.tried = l.snapshot
 }
 
-func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engine.BundleSet, keep []string) (*engine.Snapshot, error) {
+func (l *loop) withBundles(ctx context.Context, base *compile.Snapshot, set compile.BundleSet, keep []string) (*compile.Snapshot, error) {
 	wanted, err := l.wantedModules()
 	if err != nil {
 		return nil, err
 	}
 	type result struct {
-		snapshot *engine.Snapshot
+		snapshot *compile.Snapshot
 		err      error
 	}
-	l.compiler.SetResources(l.resources)
 	r, err := measured(ctx, l.recorder, func() result {
-		snapshot, err := l.compiler.WithBundles(base, set, wanted, keep...)
+		snapshot, err := l.compiler.WithBundles(base, set, wanted, l.resources, keep...)
 		return result{snapshot, err}
 	})
 	if err != nil {
@@ -219,17 +218,17 @@ func (l *loop) withBundles(ctx context.Context, base *engine.Snapshot, set engin
 }
 
 // lost are the names of bundles that are not there any more.
-func lost(before, after []engine.Bundle) []string {
+func lost(before, after []compile.Bundle) []string {
 	var names []string
 	for _, b := range before {
-		if !slices.ContainsFunc(after, func(other engine.Bundle) bool { return other.Name == b.Name }) {
+		if !slices.ContainsFunc(after, func(other compile.Bundle) bool { return other.Name == b.Name }) {
 			names = append(names, b.Name)
 		}
 	}
 	return names
 }
 
-func describeBundles(bundles []engine.Bundle) string {
+func describeBundles(bundles []compile.Bundle) string {
 	texts := make([]string, 0, len(bundles))
 	for _, b := range bundles {
 		texts = append(texts, strings.TrimSuffix(b.Name+" "+b.Revision, " "))

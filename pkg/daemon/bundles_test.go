@@ -12,8 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -54,18 +54,18 @@ type complete bool
 func (c complete) Complete() bool { return bool(c) }
 
 // libBundle is a set with the bundle lib, of a module in the package lib.
-func libBundle(lines ...string) engine.BundleSet {
-	return engine.BundleSet{
-		Bundles: []engine.Bundle{{Name: "lib", Roots: [][]string{{"lib"}}}},
-		Modules: []engine.BundleModule{{Name: "lib/lib.rego", Version: policy.RegoV1, Source: "package lib\n" + strings.Join(lines, "\n")}},
+func libBundle(lines ...string) compile.BundleSet {
+	return compile.BundleSet{
+		Bundles: []compile.Bundle{{Name: "lib", Roots: [][]string{{"lib"}}}},
+		Modules: []compile.BundleModule{{Name: "lib/lib.rego", Version: policy.RegoV1, Source: "package lib\n" + strings.Join(lines, "\n")}},
 	}
 }
 
 // with is a set with one more bundle, of a module in the package of its name.
-func with(set engine.BundleSet, name string, lines ...string) engine.BundleSet {
-	return engine.BundleSet{
-		Bundles: append(slices.Clone(set.Bundles), engine.Bundle{Name: name, Roots: [][]string{{name}}}),
-		Modules: append(slices.Clone(set.Modules), engine.BundleModule{
+func with(set compile.BundleSet, name string, lines ...string) compile.BundleSet {
+	return compile.BundleSet{
+		Bundles: append(slices.Clone(set.Bundles), compile.Bundle{Name: name, Roots: [][]string{{name}}}),
+		Modules: append(slices.Clone(set.Modules), compile.BundleModule{
 			Name: name + "/" + name + ".rego", Version: policy.RegoV1, Source: "package " + name + "\n" + strings.Join(lines, "\n"),
 		}),
 	}
@@ -80,11 +80,11 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 	)
 	f := libBundle("f(x) := x + 1")
 	needs := libBundle("f(x) := data.a.g(x) + 1")
-	none := engine.BundleSet{}
+	none := compile.BundleSet{}
 	type step struct {
-		bundles *engine.BundleSet // that come; nil: none do
-		now     written           // what ConfigMaps want from here on; nil: the same
-		late    bool              // bundles are not waited for any longer
+		bundles *compile.BundleSet // that come; nil: none do
+		now     written            // what ConfigMaps want from here on; nil: the same
+		late    bool               // bundles are not waited for any longer
 
 		refused string // the start of why the bundles are; empty: they are not
 		inForce string // the modules, or why none is
@@ -167,7 +167,7 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 			now: written{"a": "package a\nx := 1"},
 			steps: []step{
 				{inForce: "waiting for bundles"},
-				{bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "all", Roots: [][]string{{}}}}}, refused: "bundle all has no roots in its manifest", inForce: "waiting for bundles"},
+				{bundles: &compile.BundleSet{Bundles: []compile.Bundle{{Name: "all", Roots: [][]string{{}}}}}, refused: "bundle all has no roots in its manifest", inForce: "waiting for bundles"},
 				{late: true, inForce: "[opa/a/main]"},
 			},
 		},
@@ -175,9 +175,9 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 			now: written{},
 			steps: []step{
 				{inForce: "waiting for bundles"},
-				{bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "all", Roots: [][]string{{}}}}}, inForce: "[]"},
+				{bundles: &compile.BundleSet{Bundles: []compile.Bundle{{Name: "all", Roots: [][]string{{}}}}}, inForce: "[]"},
 				{now: written{"a": "package a\nx := 1"}, inForce: "[]"},
-				{bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "all", Revision: "r2", Roots: [][]string{{}}}}}, inForce: "[]"},
+				{bundles: &compile.BundleSet{Bundles: []compile.Bundle{{Name: "all", Revision: "r2", Roots: [][]string{{}}}}}, inForce: "[]"},
 			},
 		},
 		"a module that was broken anyway keeps no bundle out": {
@@ -204,7 +204,7 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 				{bundles: &f, inForce: "[opa/a/main]"},
 				{bundles: &none, inForce: "[opa/a/main]"},
 				{
-					bundles: &engine.BundleSet{Bundles: []engine.Bundle{{Name: "new", Roots: [][]string{{"lib"}}}}},
+					bundles: &compile.BundleSet{Bundles: []compile.Bundle{{Name: "new", Roots: [][]string{{"lib"}}}}},
 					refused: `bundle new has the root "lib", and in it is bundle lib, which is configured no more`, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "2"},
 				},
 			},
@@ -267,7 +267,7 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 	}
 }
 
-func ptr(set engine.BundleSet) *engine.BundleSet { return &set }
+func ptr(set compile.BundleSet) *compile.BundleSet { return &set }
 
 func inForceNow(l *loop) string {
 	if err := l.Ready(); err != nil {
@@ -291,7 +291,7 @@ func TestTheSameBundlesAreNotActivatedAgain(t *testing.T) {
 	if err := l.consider(t.Context(), libBundle("f(x) := x")); err != nil || l.engine.InForce() != before {
 		t.Errorf("it was activated again, %v", err)
 	}
-	if names := l.snapshot.Bundles(); !slices.ContainsFunc(names, func(b engine.Bundle) bool { return b.Name == "lib" }) {
+	if names := l.snapshot.Bundles(); !slices.ContainsFunc(names, func(b compile.Bundle) bool { return b.Name == "lib" }) {
 		t.Errorf("in force: %v", names)
 	}
 }
@@ -352,7 +352,7 @@ func (o *objects) ByName() policy.Resources {
 func TestABundleComesAfterWhatItReads(t *testing.T) {
 	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := 1"}})
 	var err error
-	l.compiler, err = engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, Replicated: engine.Replicated{Path: []string{"kubernetes"}, Auto: true}})
+	l.compiler, err = compile.New(compile.Config{RegoVersion: policy.RegoAuto, Replicated: compile.Replicated{Path: []string{"kubernetes"}, Auto: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,7 +363,7 @@ func TestABundleComesAfterWhatItReads(t *testing.T) {
 		cluster.loaded = false
 		set := libBundle("p := data.kubernetes." + name)
 		for range 2 { // the second time it is known that it is wanted
-			var unknown *engine.UnknownReadsError
+			var unknown *compile.UnknownReadsError
 			if err := l.consider(t.Context(), set); !errors.As(err, &unknown) {
 				t.Fatalf("%s: got %v", name, err)
 			}

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/opa"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -94,7 +95,7 @@ func (d *daemon) prepare() error {
 	if err != nil {
 		return err
 	}
-	compiler, err := engine.NewCompiler(engine.Config{
+	compiler, err := compile.New(compile.Config{
 		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
 		Builtins:         d.options.Builtins,
 		SystemNamespaces: d.systemNamespaces(),

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -91,7 +92,7 @@ type loop struct {
 	source      Source
 	kinds       configmap.Kinds
 	entrypoint  string
-	compiler    *engine.Compiler
+	compiler    *compile.Compiler
 	engine      *engine.Engine
 	replication Replication // nil where nothing is replicated
 	bundles     Bundles     // nil where nobody brings any
@@ -101,20 +102,21 @@ type loop struct {
 	recorder    Recorder
 	log         *slog.Logger
 
-	trigger   chan time.Time   // one slot: "look again", and since when that is asked for
-	noticed   time.Time        // when the turn was asked for
-	snapshot  *engine.Snapshot // in force; nil until the first is
-	wanted    string           // fingerprint of the set last compiled
-	resources policy.Resources // that policies read
-	compiled  policy.Resources // as they were when the set was last compiled
+	trigger   chan time.Time    // one slot: "look again", and since when that is asked for
+	noticed   time.Time         // when the turn was asked for
+	snapshot  *compile.Snapshot // in force; nil until the first is
+	wanted    string            // fingerprint of the set last compiled
+	resources policy.Resources  // that policies read
+	known     policy.Resources  // what a compilation may know of them
+	compiled  policy.Resources  // as they were when the set was last compiled
 	memory    memory
 
 	proposals chan proposal
-	initial   *engine.Snapshot  // what is taken in before the first set goes into force: bundles, and what they need
-	removal   *engine.BundleSet // bundles that are left, as long as what is in force needs the others
-	tried     *engine.Snapshot  // in force when that was tried last
-	reads     []string          // names of resources that bundles read which were refused for that
-	overdue   atomic.Bool       // bundles are not waited for any longer
+	initial   *compile.Snapshot  // what is taken in before the first set goes into force: bundles, and what they need
+	removal   *compile.BundleSet // bundles that are left, as long as what is in force needs the others
+	tried     *compile.Snapshot  // in force when that was tried last
+	reads     []string           // names of resources that bundles read which were refused for that
+	overdue   atomic.Bool        // bundles are not waited for any longer
 
 	mu sync.Mutex
 	state
@@ -200,7 +202,7 @@ func (l *loop) turn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.compiler.SetResources(l.resources)
+	l.known = l.resources
 	if wanted != l.wanted || base != l.snapshot || !maps.Equal(l.resources, l.compiled) {
 		l.compiled = l.resources
 		tell := func() { l.publish(configMaps, history, set, wanted) }
@@ -235,7 +237,7 @@ func (l *loop) replicate(history *configmap.History, set policy.Set) bool {
 	if l.replication == nil {
 		return true
 	}
-	names := l.compiler.Reads(l.snapshot, history.InForce(), set)
+	names := l.compiler.ResourceNames(l.snapshot, history.InForce(), set)
 	for _, name := range append(l.bundleReads(), l.reads...) {
 		if !slices.Contains(names, name) {
 			names = append(names, name)
@@ -256,7 +258,7 @@ func (l *loop) bundleReads() []string {
 	if l.snapshot != nil || l.initial == nil {
 		return nil
 	}
-	return l.compiler.Reads(l.initial, nil, nil)
+	return l.compiler.ResourceNames(l.initial, nil, nil)
 }
 
 func (l *loop) wait(err error) {
@@ -291,19 +293,19 @@ func (l *loop) wantedSet(configMaps []*corev1.ConfigMap) policy.Set {
 // enforce compiles the set on a base and swaps it in. What is fresh goes into
 // force, and is told, before what was held is tried again; at the start both go
 // together, since there is nothing yet that could stay in force.
-func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Set, wanted string, tell func()) error {
+func (l *loop) enforce(ctx context.Context, base *compile.Snapshot, set policy.Set, wanted string, tell func()) error {
 	first, start := l.snapshot == nil, time.Now()
 	fresh, err := l.compile(ctx, func() compiled {
-		c := newCompiled(l.compiler.Compile(base, set))
+		c := newCompiled(l.compiler.Compile(base, set, l.known))
 		if first {
-			c = newCompiled(l.compiler.Retry(c.snapshot, set, never))
+			c = newCompiled(l.compiler.Retry(c.snapshot, set, l.known, nil))
 		}
 		return c
 	})
 	if err != nil {
 		return err
 	}
-	if lacking, ok := l.compiler.Lacking(fresh.snapshot, l.resources); first && ok {
+	if lacking, ok := l.compiler.UnknownResource(fresh.snapshot, l.resources); first && ok {
 		// To go on without it would turn yes into no, or no into yes.
 		l.wait(fmt.Errorf("%s: %s", lacking.Path, lacking.Reason))
 		return nil
@@ -323,10 +325,10 @@ func (l *loop) enforce(ctx context.Context, base *engine.Snapshot, set policy.Se
 
 // retry tries what is held once more. If it is interrupted, the set counts as one
 // that was never compiled: should it be wanted again, there is more to try.
-func (l *loop) retry(ctx context.Context, fresh *engine.Snapshot, set policy.Set, start time.Time) error {
+func (l *loop) retry(ctx context.Context, fresh *compile.Snapshot, set policy.Set, start time.Time) error {
 	interrupted := false
 	retried, err := l.compile(ctx, func() compiled {
-		return newCompiled(l.compiler.Retry(fresh, set, func() bool {
+		return newCompiled(l.compiler.Retry(fresh, set, l.known, func() bool {
 			interrupted = interrupted || l.overtaken()
 			return interrupted
 		}))
@@ -341,8 +343,6 @@ func (l *loop) retry(ctx context.Context, fresh *engine.Snapshot, set policy.Set
 	return nil
 }
 
-func never() bool { return false }
-
 // overtaken reports whether the set that is being compiled is no longer the one
 // that is wanted.
 func (l *loop) overtaken() bool {
@@ -355,12 +355,12 @@ func (l *loop) overtaken() bool {
 
 // compiled is what the engine made of a set.
 type compiled struct {
-	snapshot *engine.Snapshot
+	snapshot *compile.Snapshot
 	report   policy.Report
 }
 
-func newCompiled(snapshot *engine.Snapshot, report policy.Report) compiled {
-	return compiled{snapshot, report}
+func newCompiled(snapshot *compile.Snapshot) compiled {
+	return compiled{snapshot, snapshot.Report()}
 }
 
 // lost are the wanted modules of which nothing is in force.
@@ -399,10 +399,7 @@ func await[T any](ctx context.Context, work func() T) (result T, err error) {
 // activate swaps a snapshot in, the making of which began at start, and tells of
 // it.
 func (l *loop) activate(c compiled, start time.Time) {
-	if l.snapshot == nil || l.snapshot.Fingerprint() != c.snapshot.Fingerprint() {
-		l.swap(c.snapshot)
-	}
-	l.snapshot = c.snapshot
+	l.swap(c.snapshot, l.snapshot == nil || l.snapshot.Fingerprint() != c.snapshot.Fingerprint())
 	report := l.memory.explain(c)
 	before := l.Report()
 	l.recorder.Reported(report)
@@ -414,21 +411,24 @@ func (l *loop) activate(c compiled, start time.Time) {
 			l.log.Warn("no policy in force defines the entrypoint: there is no decision, and every review is refused",
 				"entrypoint", l.entrypoint, "modules", len(c.snapshot.IDs()))
 		}
-		if _, instead := c.snapshot.AnswersItself(); instead {
+		if _, instead := c.snapshot.BuiltinEntrypoint(); instead {
 			l.log.Warn("a policy of the package system is held and nothing of it in force: the built-in entrypoint answers instead", "entrypoint", l.entrypoint)
 		}
 	}
 }
 
-// swap has decisions made with another snapshot from now on.
-func (l *loop) swap(next *engine.Snapshot) {
-	l.engine.Activate(next)
+// swap has decisions made with another snapshot from now on. Metrics count it as a change
+// if it is one.
+func (l *loop) swap(next *compile.Snapshot, isChange bool) {
+	l.engine.Activate(next, next.Report())
 	noticed := l.noticed
 	if l.snapshot == nil {
 		noticed = time.Time{} // a start is no change
 	}
 	l.snapshot = next
-	l.recorder.Activated(next.Fingerprint(), noticed)
+	if isChange {
+		l.recorder.Activated(next.Fingerprint(), noticed)
+	}
 }
 
 // tell logs which modules came to be held and which no longer are.

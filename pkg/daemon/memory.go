@@ -7,8 +7,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -39,11 +39,11 @@ func (l loss) isMadeGood(inForce policy.Module) bool {
 // started; a replica that came to another set than the writer, of the same
 // ConfigMaps; and a version that this replica has not seen, of a module that it
 // holds.
-func (l *loop) base(ctx context.Context, history *configmap.History, set policy.Set, wanted string) (*engine.Snapshot, error) {
+func (l *loop) base(ctx context.Context, history *configmap.History, set policy.Set, wanted string) (*compile.Snapshot, error) {
 	if l.snapshot == nil {
 		return l.restore(ctx, l.initial, history)
 	}
-	l.compiler.SetResources(l.resources)
+	l.known = l.resources
 	switch {
 	case l.lacksObjects():
 		return l.snapshot, nil // what another has may not be held for what it reads
@@ -74,22 +74,21 @@ func (l *loop) lacksObjects() bool {
 }
 
 // snapshotOf makes a snapshot of modules on a base.
-func (l *loop) snapshotOf(ctx context.Context, base *engine.Snapshot, modules policy.Set) (*engine.Snapshot, error) {
+func (l *loop) snapshotOf(ctx context.Context, base *compile.Snapshot, modules policy.Set) (*compile.Snapshot, error) {
 	c, err := l.settled(ctx, base, modules)
 	return c.snapshot, err
 }
 
 // settled is what becomes of a set on a base, of all changes together.
-func (l *loop) settled(ctx context.Context, base *engine.Snapshot, set policy.Set) (compiled, error) {
+func (l *loop) settled(ctx context.Context, base *compile.Snapshot, set policy.Set) (compiled, error) {
 	return l.compile(ctx, func() compiled {
-		c := newCompiled(l.compiler.Compile(base, set))
-		return newCompiled(l.compiler.Retry(c.snapshot, set, never))
+		return newCompiled(l.compiler.Settle(base, set, l.known, nil))
 	})
 }
 
 // adopt makes the set that the writer has in force. If not all of it compiles
 // here, as when the writer has another version of OPA, ours stays.
-func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.Snapshot, error) {
+func (l *loop) adopt(ctx context.Context, history *configmap.History) (*compile.Snapshot, error) {
 	snapshot, err := l.snapshotOf(ctx, l.compiler.Bare(l.snapshot), history.InForce())
 	if err != nil {
 		return nil, err
@@ -105,7 +104,7 @@ func (l *loop) adopt(ctx context.Context, history *configmap.History) (*engine.S
 // restore makes the set that was in force last, on a base that may have bundles. A
 // module of it may be no good any more: the OPA in this process may be newer, or a
 // flag another.
-func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *configmap.History) (*engine.Snapshot, error) {
+func (l *loop) restore(ctx context.Context, base *compile.Snapshot, history *configmap.History) (*compile.Snapshot, error) {
 	c, err := l.restored(ctx, base, history)
 	if err != nil {
 		return nil, err
@@ -123,8 +122,8 @@ func (l *loop) restore(ctx context.Context, base *engine.Snapshot, history *conf
 }
 
 // restored is what becomes of all that was in force last.
-func (l *loop) restored(ctx context.Context, base *engine.Snapshot, history *configmap.History) (compiled, error) {
-	l.compiler.SetResources(nil) // what was in force stays, whatever it reads
+func (l *loop) restored(ctx context.Context, base *compile.Snapshot, history *configmap.History) (compiled, error) {
+	l.known = nil // what was in force stays, whatever it reads
 	c, err := l.settled(ctx, base, history.InForce())
 	for _, n := range replays {
 		if err != nil || len(c.lost()) == 0 {
@@ -141,7 +140,7 @@ func (l *loop) restored(ctx context.Context, base *engine.Snapshot, history *con
 // replayed is what becomes of all that was in force last if it is brought in as it was
 // recorded, beginning before the last n revisions. The writer may have died between two
 // that need each other, a library and what calls it: then both stay as they were before.
-func (l *loop) replayed(ctx context.Context, base *engine.Snapshot, history *configmap.History, n int) (compiled, error) {
+func (l *loop) replayed(ctx context.Context, base *compile.Snapshot, history *configmap.History, n int) (compiled, error) {
 	n = min(n, history.Writes())
 	c, err := l.settled(ctx, base, history.Before(n))
 	for n > 0 && err == nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -291,7 +292,7 @@ var testKinds = configmap.NewKinds(policyLabel, "rego", "openpolicyagent.org/dat
 // newTestLoop is a process that starts: nothing is in force.
 func newTestLoop(t *testing.T, source Source) *loop {
 	t.Helper()
-	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{trustedNamespace}})
+	compiler, err := compile.New(compile.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{trustedNamespace}})
 	if err != nil {
 		t.Fatal(err)
 	}

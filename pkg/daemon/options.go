@@ -13,8 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/replication"
 )
@@ -191,12 +191,12 @@ func (o Options) replicated() ([]replication.Resource, []string, error) {
 
 // engineReplicated is what the engine knows of replication; nothing where there is
 // none.
-func (o Options) engineReplicated() engine.Replicated {
+func (o Options) engineReplicated() compile.Replicated {
 	resources, path, err := o.replicated()
 	if err != nil || len(resources) == 0 && !o.ReplicateAuto {
-		return engine.Replicated{}
+		return compile.Replicated{}
 	}
-	r := engine.Replicated{Path: path, Auto: o.ReplicateAuto}
+	r := compile.Replicated{Path: path, Auto: o.ReplicateAuto}
 	for _, resource := range resources {
 		r.Resources = append(r.Resources, resource.Path)
 	}
@@ -265,7 +265,7 @@ func isLoopback(address string) bool {
 
 func (o Options) validatePolicies() error {
 	var errs []error
-	if err := engine.CheckPath(o.Entrypoint); err != nil {
+	if err := policy.CheckPath(o.Entrypoint); err != nil {
 		errs = append(errs, fmt.Errorf("--entrypoint: %w", err))
 	}
 	for _, f := range []struct{ flag, action string }{{"--on-undefined", o.OnUndefined}, {"--on-error", o.OnError}} {
@@ -277,8 +277,8 @@ func (o Options) validatePolicies() error {
 		errs = append(errs, fmt.Errorf("--rego-version: %w", err))
 	}
 	for _, name := range o.Builtins {
-		if !slices.Contains(engine.OffByDefault(), name) {
-			errs = append(errs, fmt.Errorf("--enable-builtin: %q is not one of those that are off by default: %v", name, engine.OffByDefault()))
+		if !slices.Contains(compile.OffByDefault(), name) {
+			errs = append(errs, fmt.Errorf("--enable-builtin: %q is not one of those that are off by default: %v", name, compile.OffByDefault()))
 		}
 	}
 	return errors.Join(errs...)

@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/data"
 )
 
 // podText is a Pod as the API server gives it, without managedFields. What follows from its
@@ -120,19 +120,20 @@ func BenchmarkData(b *testing.B) {
 }
 
 func measureData(b *testing.B, costs dataCosts, n int) {
-	e := enforcing(b, nil, module("reads", 1,
+	e := enforcing(b, module("reads", 1,
 		"package reads",
 		"lookup := data.kubernetes.pods[input.namespace][input.name].metadata.labels",
 		`iterate := count([1 | some pod in data.kubernetes.pods[input.namespace]; pod.metadata.labels.team == "none"])`,
 	))
-	var changes []engine.Change
+	var documents data.Interner
+	var changes []data.Change
 	var names []string
 	var inputs, objects []map[string]any
 	for i := range n {
 		name, object := podObject(b, i, i)
 		names, objects = append(names, name), append(objects, object)
 		inputs = append(inputs, map[string]any{"namespace": "team", "name": name})
-		changes = append(changes, engine.Change{Path: podPath(name), Content: documentOf(b, e, object)})
+		changes = append(changes, data.Change{Path: podPath(name), Content: documentOf(b, &documents, object)})
 	}
 	e.Apply(changes...)
 	decideFor := func(path string, input any) {
@@ -141,21 +142,21 @@ func measureData(b *testing.B, costs dataCosts, n int) {
 		}
 	}
 	version := n
-	change := func() engine.Change {
+	change := func() data.Change {
 		version++
 		i := rand.IntN(n)
 		_, object := podObject(b, i, version)
-		return engine.Change{Path: podPath(names[i]), Content: documentOf(b, e, object)}
+		return data.Change{Path: podPath(names[i]), Content: documentOf(b, &documents, object)}
 	}
-	var fresh []engine.Change
+	var fresh []data.Change
 	for range 500 {
 		fresh = append(fresh, change())
 	}
 
-	var empty *engine.Engine
+	var empty *data.Interner
 	costs.measure(b, "document", n, n, func(i int) {
 		if i == 0 {
-			empty = newEngine(b) // which knows no values yet
+			empty = &data.Interner{} // which knows no values yet
 		}
 		documentOf(b, empty, objects[i])
 	})
@@ -169,8 +170,8 @@ func measureData(b *testing.B, costs dataCosts, n int) {
 	})
 }
 
-func documentOf(b *testing.B, e *engine.Engine, object map[string]any) engine.Content {
-	content, err := e.NewDocument(object)
+func documentOf(b *testing.B, documents *data.Interner, object map[string]any) data.Content {
+	content, err := documents.Document(object)
 	if err != nil {
 		b.Fatal(err)
 	}

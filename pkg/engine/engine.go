@@ -1,10 +1,10 @@
-// Package engine parses and compiles policy sets, swaps the compiled set in, and
-// makes decisions with it. It is pure: what reaches beyond the process, such as
-// OPA's bundles and its REST API, is the room next to it.
+// Package engine holds what is in force, behind one pointer, and makes decisions with it.
+// [Engine.Activate] brings a compiled set into force whole; [Engine.Apply] changes the
+// objects of the cluster beside it; [Engine.Decide] asks for a decision, and a [Record]
+// says how it was made. Nothing else in the process keeps a copy of what is in force.
 //
-// OPA's sdk compiles nothing here: it knows neither our capabilities nor a Rego
-// version for each module, and would replace a good set by one that failed to
-// compile. A Compiler makes a Snapshot, and Activate brings it into force whole.
+// The package is pure: what reaches beyond the process, such as OPA's bundles and its
+// REST API, is package opa's.
 package engine
 
 import (
@@ -12,8 +12,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,47 +22,53 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/version"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
+	"github.com/kube-rego/kube-rego/pkg/data"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 // Engine enforces one snapshot at a time, over the data of that snapshot and that
 // of the cluster. It may be used by several goroutines.
 type Engine struct {
-	terms       terms
 	environment atomic.Pointer[Environment]
 
 	mu         sync.Mutex // serialises changes of what follows; decisions do not take it
-	replicated *branch
+	replicated *data.Tree
 	current    atomic.Pointer[InForce]
 }
 
 // InForce is a snapshot in force and the newest data beside it: all that a decision
 // sees.
 type InForce struct {
-	snapshot *Snapshot
-	data     atomic.Pointer[branch] // of the snapshot, its bundles and the cluster
-	texts    func() []Text          // of the snapshot, found out once
+	snapshot *compile.Snapshot
+	report   policy.Report
+	data     atomic.Pointer[data.Tree] // of the snapshot, its bundles and the cluster
+	texts    func() []compile.Text     // of the snapshot, found out once
 
 	mu      sync.Mutex
 	queries map[string]*rego.PreparedEvalQuery // by path
 }
 
-func newInForce(snapshot *Snapshot) *InForce {
+func newInForce(snapshot *compile.Snapshot, report policy.Report) *InForce {
 	return &InForce{
 		snapshot: snapshot,
+		report:   report,
 		texts:    sync.OnceValue(snapshot.Texts),
 		queries:  make(map[string]*rego.PreparedEvalQuery),
 	}
 }
 
-// Snapshot is the compiled policy set.
-func (f *InForce) Snapshot() *Snapshot { return f.snapshot }
+// Snapshot returns the compiled policy set.
+func (f *InForce) Snapshot() *compile.Snapshot { return f.snapshot }
 
-// Compiler is OPA's compiler with the set, for queries. Nothing may be added to it. Its
-// modules are those that the store lists, as they were parsed: the compiler itself has
+// Report says what became of the set that the snapshot was made for.
+func (f *InForce) Report() policy.Report { return f.report }
+
+// Compiler returns OPA's compiler with the set, for queries. Nothing may be added to it.
+// Its modules are those that the store lists, as they were parsed: the compiler itself has
 // them gathered.
 func (f *InForce) Compiler() *ast.Compiler {
-	compiler := *f.snapshot.compiler
+	compiler := *f.snapshot.Compiler()
 	compiler.Modules = make(map[string]*ast.Module)
 	for _, text := range f.texts() {
 		compiler.Modules[text.Name] = text.Tree
@@ -76,9 +80,9 @@ func (f *InForce) Compiler() *ast.Compiler {
 // data, the newest when it began.
 func (f *InForce) Store() storage.Store { return store{f} }
 
-// New makes an engine without policies.
+// New makes an engine with nothing in force.
 func New() *Engine {
-	e := &Engine{replicated: newBranch(0)}
+	e := &Engine{replicated: data.New()}
 	e.environment.Store(&Environment{})
 	return e
 }
@@ -87,33 +91,41 @@ func New() *Engine {
 // of them.
 func (e *Engine) SetEnvironment(environment Environment) { e.environment.Store(&environment) }
 
-// InForce is what decisions are made with now; nil before the first Activate.
+// InForce returns what decisions are made with now; nil before the first Activate.
 func (e *Engine) InForce() *InForce { return e.current.Load() }
 
-// Activate brings a snapshot into force, whole and at once: a decision that is
-// being made goes on with the one before.
-func (e *Engine) Activate(snapshot *Snapshot) {
+// Activate brings a snapshot into force, whole and at once, and what there is to report
+// of it: a decision that is being made goes on with the one before. It is the only way
+// there, and it always stores: two snapshots of the same modules may differ in their
+// bundles, in what is held, and in what they know of it.
+func (e *Engine) Activate(snapshot *compile.Snapshot, report policy.Report) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	next := newInForce(snapshot)
-	next.data.Store(merge(snapshot.data, e.replicated))
+	next := newInForce(snapshot, report)
+	next.data.Store(snapshot.Data().Merge(e.replicated))
 	e.current.Store(next)
 }
 
 // Apply changes the data of the cluster, all of the changes at once and in their
 // order. Decisions neither wait for it nor keep it waiting.
-func (e *Engine) Apply(changes ...Change) {
+func (e *Engine) Apply(changes ...data.Change) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	edit := newEdit(e.replicated)
-	edit.apply(changes)
-	e.replicated = edit.root
+	e.replicated = e.replicated.With(changes...)
 	if now := e.current.Load(); now != nil {
-		now.data.Store(merge(now.snapshot.data, e.replicated))
+		now.data.Store(now.snapshot.Data().Merge(e.replicated))
 	}
 }
 
-// Decide asks for the decision at path, as CheckPath takes it, with input: what
+// Documents returns how many there are at and below a path of the data of the cluster.
+func (e *Engine) Documents(path []string) int {
+	e.mu.Lock()
+	root := e.replicated
+	e.mu.Unlock()
+	return root.Documents(path)
+}
+
+// Decide asks for the decision at path, as policy.CheckPath takes it, with input: what
 // encoding/json decodes to, with json.Number for numbers. The result has that
 // form too. The error is policy.ErrUndefined if there is no such decision, and
 // that of ctx if it ended before there was one.
@@ -136,7 +148,7 @@ func (e *Engine) Decide(ctx context.Context, path string, input any) (policy.Dec
 	}
 	decision := policy.Decision{ID: record.ID, Result: record.Result}
 	if record.InForce != nil && record.InputValue != nil {
-		decision.Fingerprint, decision.Witness = record.InForce.snapshot.fingerprint, record.witness()
+		decision.Fingerprint, decision.Witness = record.InForce.snapshot.Fingerprint(), record.witness()
 	}
 	if environment.Observe != nil {
 		environment.Observe(record)
@@ -163,7 +175,7 @@ func (f *InForce) decide(ctx context.Context, environment Environment, record *R
 	case err != nil:
 		record.Err = WithoutValues(err)
 	case len(results) == 0:
-		record.Err = undefined(f.snapshot.compiler, record.Path)
+		record.Err = undefined(f.snapshot, record.Path)
 	default:
 		record.Result = results[0].Expressions[0].Value
 	}
@@ -198,8 +210,8 @@ func (f *InForce) prepare(ctx context.Context, path string) (*rego.PreparedEvalQ
 		return query, nil
 	}
 	query, err := rego.New(
-		rego.Query(reference(path).String()),
-		rego.Compiler(f.snapshot.compiler),
+		rego.Query(compile.Ref(path).String()),
+		rego.Compiler(f.snapshot.Compiler()),
 		rego.Store(f.Store()),
 		rego.Runtime(Runtime()),
 	).PrepareForEval(ctx)
@@ -214,72 +226,22 @@ func (f *InForce) prepare(ctx context.Context, path string) (*rego.PreparedEvalQ
 // secrets.
 func Runtime() *ast.Term { return ast.NewTerm(ast.NewObject()) }
 
-// pathPattern is what a path of a decision looks like: names between slashes.
-var pathPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*(/[A-Za-z_][A-Za-z0-9_-]*)*$`)
-
-// CheckPath reports whether path names a decision, such as system/main; slashes
-// around it do no harm.
-func CheckPath(path string) error {
-	if !pathPattern.MatchString(strings.Trim(path, "/")) {
-		return fmt.Errorf("%q is not the path of a decision: want, for example, system/main for data.system.main", path)
-	}
-	return nil
-}
-
-// reference is a path as policies write it: data.system.main for system/main.
-func reference(path string) ast.Ref {
-	ref := ast.DefaultRootRef
-	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		ref = ref.Append(ast.StringTerm(name))
-	}
-	return ref
-}
-
-// Defines reports whether a rule of the snapshot could give the decision at
-// path a value.
-func (s *Snapshot) Defines(path string) bool { return defines(s.compiler, path) }
-
-func defines(compiler *ast.Compiler, path string) bool {
-	return len(compiler.GetRules(reference(path))) > 0
-}
-
-// Claims reports whether the decision at a path is one that policies make: a rule of the
-// snapshot could give it a value, or one of the package would if it were not held, of a
-// module of which nothing is in force.
-func (s *Snapshot) Claims(ref ast.Ref) bool {
-	names := names(ref)
-	own := len(names) > 0 && slices.Contains(s.missing, strings.Join(names[:len(names)-1], "."))
-	return own || len(s.compiler.GetRules(ref)) > 0
-}
-
 // Decides reports whether rules in force give the value at path, and only rules: there
 // is no data at or below it.
 func (e *Engine) Decides(path string) bool {
 	f := e.current.Load()
-	return f != nil && CheckPath(path) == nil && f.snapshot.Defines(path) && lookupNode(f.data.Load(), strings.Split(strings.Trim(path, "/"), "/")) == nil
+	return f != nil && policy.CheckPath(path) == nil && f.snapshot.Defines(path) &&
+		!f.data.Load().Has(strings.Split(strings.Trim(path, "/"), "/"))
 }
 
 // undefined is the error of a decision without a value, with the more frequent
 // of the two reasons where it is the one.
-func undefined(compiler *ast.Compiler, path string) error {
-	if defines(compiler, path) {
+func undefined(snapshot *compile.Snapshot, path string) error {
+	if snapshot.Defines(path) {
 		return policy.ErrUndefined
 	}
-	return fmt.Errorf("%w: no policy in force defines %s", policy.ErrUndefined, reference(path))
+	return fmt.Errorf("%w: no policy in force defines %s", policy.ErrUndefined, compile.Ref(path))
 }
 
-// Version is the version of the OPA that is built in.
+// Version returns the version of the OPA that is built in.
 func Version() string { return version.Version }
-
-// versionData is what OPA has at data.system.version, in any set. What it tells of the
-// build is that of OPA's own program and empty here.
-var versionData = sync.OnceValue(func() *branch {
-	e := newEdit(newBranch(0))
-	e.set([]string{systemPackage, "version"}, document{ast.ObjectTerm(
-		ast.Item(ast.StringTerm("version"), ast.StringTerm(version.Version)),
-		ast.Item(ast.StringTerm("build_commit"), ast.StringTerm("")),
-		ast.Item(ast.StringTerm("build_hostname"), ast.StringTerm("")),
-		ast.Item(ast.StringTerm("build_timestamp"), ast.StringTerm("")),
-	)})
-	return e.root
-})

@@ -10,12 +10,14 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
+	"github.com/kube-rego/kube-rego/pkg/data"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 func TestADecisionIsMadeOfTheInput(t *testing.T) {
-	e := enforcing(t, nil, module("a", 1, "package k.nested", `deny contains sprintf("no %s", [input.name]) if true`))
+	e := enforcing(t, module("a", 1, "package k.nested", `deny contains sprintf("no %s", [input.name]) if true`))
 	want := map[string]any{"deny": []any{"no pod"}}
 	for _, path := range []string{"k/nested", "/k/nested", "/k/nested/"} {
 		decision, err := e.Decide(t.Context(), path, map[string]any{"name": "pod"})
@@ -30,7 +32,7 @@ func TestADecisionIsMadeOfTheInput(t *testing.T) {
 }
 
 func TestEveryDecisionHasAnIDOfItsOwn(t *testing.T) {
-	e := enforcing(t, nil, module("a", 1, "package k", "p := 1"))
+	e := enforcing(t, module("a", 1, "package k", "p := 1"))
 	seen := make(map[string]bool)
 	for _, path := range []string{"k/p", "k/p", "k/undefined"} {
 		decision, _ := e.Decide(t.Context(), path, nil)
@@ -42,7 +44,7 @@ func TestEveryDecisionHasAnIDOfItsOwn(t *testing.T) {
 }
 
 func TestNoAnswerIsAnError(t *testing.T) {
-	e := enforcing(t, nil, module("a", 1, "package k",
+	e := enforcing(t, module("a", 1, "package k",
 		"p := 1 if input.one",
 		"p := 2 if input.two",
 		"f(x) := x",
@@ -83,7 +85,7 @@ func TestNoAnswerIsAnError(t *testing.T) {
 
 func TestADecisionEndsWithItsContext(t *testing.T) {
 	// Without an end this takes hours.
-	e := enforcing(t, nil, module("a", 1, "package k",
+	e := enforcing(t, module("a", 1, "package k",
 		"all := numbers.range(1, 10000)",
 		"p := count([1 | all[_] != all[_]; all[_] != all[_]; false])",
 	))
@@ -96,7 +98,7 @@ func TestADecisionEndsWithItsContext(t *testing.T) {
 }
 
 func TestNumbersKeepTheirPrecision(t *testing.T) {
-	e := enforcing(t, nil, module("a", 1, "package k", "same := input.n", "literal := 9007199254740993", "sum := input.n + 1"))
+	e := enforcing(t, module("a", 1, "package k", "same := input.n", "literal := 9007199254740993", "sum := input.n + 1"))
 	const big = "123456789012345678901234567890"
 	input := map[string]any{"n": json.Number(big)}
 	for path, want := range map[string]json.Number{
@@ -111,26 +113,13 @@ func TestNumbersKeepTheirPrecision(t *testing.T) {
 	}
 }
 
-func TestCheckPath(t *testing.T) {
-	for _, path := range []string{"system/main", "/system/main", "system/main/", "system", "a/b/c/d", "kubernetes/admission/deny"} {
-		if err := engine.CheckPath(path); err != nil {
-			t.Errorf("%q: %v", path, err)
-		}
-	}
-	for _, path := range []string{"", "/", "//"} {
-		if err := engine.CheckPath(path); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q", path)) {
-			t.Errorf("%q: got error %v, want one that names it", path, err)
-		}
-	}
-}
-
 // Every module gives the number of its snapshot; all that a decision sees must
 // be of one.
 func TestADecisionIsOfOneWholeSnapshot(t *testing.T) {
 	const modules, snapshots, deciders = 4, 40, 4
-	c := newCompiler(t, policy.RegoAuto)
-	e := newEngine(t)
-	compiled := make([]*engine.Snapshot, snapshots)
+	c := newCompiler(t)
+	e := engine.New()
+	compiled := make([]*compile.Snapshot, snapshots)
 	previous := c.Empty()
 	for n := range compiled {
 		set := policy.NewSet(module("main", 1, "package system", "main := [v | v := data.k[_].v]"))
@@ -139,13 +128,13 @@ func TestADecisionIsOfOneWholeSnapshot(t *testing.T) {
 			set[m.ID] = m
 		}
 		var report policy.Report
-		previous, report = settle(c, previous, set)
+		previous = c.Settle(previous, set, nil, nil)
 		if len(report.Held()) > 0 {
 			t.Fatal(report.Held())
 		}
 		compiled[n] = previous
 	}
-	activate(t, e, compiled[0])
+	activate(e, compiled[0])
 
 	done := make(chan struct{})
 	var group sync.WaitGroup
@@ -175,7 +164,7 @@ func TestADecisionIsOfOneWholeSnapshot(t *testing.T) {
 		})
 	}
 	for n, s := range compiled {
-		activate(t, e, s)
+		activate(e, s)
 		// Once Activate is back nobody decides with what was before.
 		if got, want := decide(t, e, "system/main", nil), fmt.Sprintf("[%[1]d,%[1]d,%[1]d,%[1]d]", n); got != want {
 			t.Errorf("after activation %d: got %s, want %s", n, got, want)
@@ -192,7 +181,7 @@ func TestLabelsInMetadataDoNotEndTheProcess(t *testing.T) {
 	for i := range 1000 {
 		lines = append(lines, fmt.Sprintf("deny contains %d if input.x", i))
 	}
-	e := enforcing(t, nil, module("a", 1, lines...))
+	e := enforcing(t, module("a", 1, lines...))
 	var group sync.WaitGroup
 	for range 8 {
 		group.Go(func() {
@@ -207,15 +196,15 @@ func TestLabelsInMetadataDoNotEndTheProcess(t *testing.T) {
 }
 
 func TestASnapshotCanBeActivatedAgain(t *testing.T) {
-	c := newCompiler(t, policy.RegoAuto)
-	e := newEngine(t)
-	one, _ := c.Compile(c.Empty(), policy.NewSet(module("a", 1, "package k", "p := 1")))
-	two, _ := c.Compile(one, policy.NewSet(module("a", 1, "package k", "p := 2")))
+	c := newCompiler(t)
+	e := engine.New()
+	one := c.Compile(c.Empty(), policy.NewSet(module("a", 1, "package k", "p := 1")), nil)
+	two := c.Compile(one, policy.NewSet(module("a", 1, "package k", "p := 2")), nil)
 	for _, s := range []struct {
-		snapshot *engine.Snapshot
+		snapshot *compile.Snapshot
 		want     string
 	}{{one, "1"}, {two, "2"}, {one, "1"}, {c.Empty(), "undefined"}, {two, "2"}} {
-		activate(t, e, s.snapshot)
+		activate(e, s.snapshot)
 		if got := decide(t, e, "k/p", nil); got != s.want {
 			t.Errorf("got %s, want %s", got, s.want)
 		}
@@ -223,12 +212,12 @@ func TestASnapshotCanBeActivatedAgain(t *testing.T) {
 }
 
 func TestASnapshotIsNamedByWhatIsInForce(t *testing.T) {
-	c := newCompiler(t, policy.RegoAuto)
+	c := newCompiler(t)
 	good := module("a", 1, "package k", "p := 1")
-	alone, _ := c.Compile(c.Empty(), policy.NewSet(good))
-	besideHeld, _ := c.Compile(c.Empty(), policy.NewSet(good, module("b", 1, "package k", "p :=")))
-	edited, _ := c.Compile(alone, policy.NewSet(module("a", 1, "package k", "p := 2")))
-	broken, _ := c.Compile(alone, policy.NewSet(module("a", 1, "package k", "p :=")))
+	alone := c.Compile(c.Empty(), policy.NewSet(good), nil)
+	besideHeld := c.Compile(c.Empty(), policy.NewSet(good, module("b", 1, "package k", "p :=")), nil)
+	edited := c.Compile(alone, policy.NewSet(module("a", 1, "package k", "p := 2")), nil)
+	broken := c.Compile(alone, policy.NewSet(module("a", 1, "package k", "p :=")), nil)
 	if alone.Fingerprint() != besideHeld.Fingerprint() || alone.Fingerprint() != broken.Fingerprint() {
 		t.Error("what is held changes the fingerprint")
 	}
@@ -249,11 +238,11 @@ func TestVersionIsThatOfOPA(t *testing.T) {
 // A policy that runs for ever holds up neither the next set nor the decisions of
 // others.
 func TestASlowDecisionHoldsUpNobody(t *testing.T) {
-	c := newCompiler(t, policy.RegoAuto)
-	slow, _ := c.Compile(c.Empty(), policy.NewSet(module("a", 1, "package k",
-		`started := 1`, `forever := count([1 | some x in numbers.range(1, 30000); some y in numbers.range(1, 30000); x == y + 40000])`)))
+	c := newCompiler(t)
+	slow := c.Compile(c.Empty(), policy.NewSet(module("a", 1, "package k",
+		`started := 1`, `forever := count([1 | some x in numbers.range(1, 30000); some y in numbers.range(1, 30000); x == y + 40000])`)), nil)
 	e := engine.New()
-	e.Activate(slow)
+	activate(e, slow)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -263,8 +252,8 @@ func TestASlowDecisionHoldsUpNobody(t *testing.T) {
 	if got := decide(t, e, "k/started", nil); got != "1" {
 		t.Errorf("beside it: got %s", got)
 	}
-	next, _ := c.Compile(slow, policy.NewSet(module("b", 2, "package k", "next := 2")))
-	e.Activate(next)
+	next := c.Compile(slow, policy.NewSet(module("b", 2, "package k", "next := 2")), nil)
+	activate(e, next)
 	if got := decide(t, e, "k/next", nil); got != "2" {
 		t.Errorf("after the next set: got %s", got)
 	}
@@ -276,5 +265,22 @@ func TestASlowDecisionHoldsUpNobody(t *testing.T) {
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("the slow decision ended with %v", err)
+	}
+}
+
+func TestDecidesOnlyWhereRulesAre(t *testing.T) {
+	e := enforcing(t, module("a", 1, "package kubernetes.admission", "deny contains 1"), dataModule("list", 1, `{"a": [1]}`))
+	e.Apply(data.Change{Path: []string{"kubernetes", "pods"}, Content: data.NewCollection()})
+	for path, want := range map[string]bool{
+		"kubernetes/admission/deny": true, "kubernetes/admission": true, "/kubernetes/admission/": true,
+		"kubernetes": false, "kubernetes/pods": false, "": false, "opa/list/main": false, "opa": false, "nothing": false,
+		"kubernetes//admission": false, "kubernetes/admission/../pods": false,
+	} {
+		if got := e.Decides(path); got != want {
+			t.Errorf("%q: got %v", path, got)
+		}
+	}
+	if engine.New().Decides("kubernetes/admission") {
+		t.Error("without a set there is a decision")
 	}
 }

@@ -7,6 +7,9 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/storage"
+
+	"github.com/kube-rego/kube-rego/pkg/compile"
+	"github.com/kube-rego/kube-rego/pkg/data"
 )
 
 // store is OPA's way to read what is in force. A transaction is a root of the data:
@@ -16,7 +19,7 @@ import (
 type store struct{ inForce *InForce }
 
 // transaction is a root that decisions read.
-type transaction struct{ root *branch }
+type transaction struct{ root *data.Tree }
 
 // ID is the same for all: nothing is ever committed.
 func (transaction) ID() uint64 { return 1 }
@@ -36,7 +39,7 @@ func (store) Read(_ context.Context, txn storage.Transaction, path storage.Path)
 	if !ok {
 		return nil, &storage.Error{Code: storage.InvalidTransactionErr, Message: "a transaction of another store"}
 	}
-	if value := lookup(t.root, path); value != nil {
+	if value := t.root.Lookup(path); value != nil {
 		return value, nil
 	}
 	return nil, errNotFound
@@ -55,7 +58,7 @@ func (s store) ListPolicies(context.Context, storage.Transaction) ([]string, err
 // GetPolicy gives the text of a module in force.
 func (s store) GetPolicy(_ context.Context, _ storage.Transaction, name string) ([]byte, error) {
 	texts := s.inForce.texts()
-	i, found := slices.BinarySearchFunc(texts, name, func(t Text, name string) int { return strings.Compare(t.Name, name) })
+	i, found := slices.BinarySearchFunc(texts, name, func(t compile.Text, name string) int { return strings.Compare(t.Name, name) })
 	if !found {
 		return nil, &storage.Error{Code: storage.NotFoundErr, Message: fmt.Sprintf("policy id %q", name)}
 	}

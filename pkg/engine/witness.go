@@ -9,6 +9,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/topdown/builtins"
+
+	"github.com/kube-rego/kube-rego/pkg/compile"
 )
 
 // maxSpeakers bounds the modules that are named: whoever reads them looks for the few
@@ -24,10 +26,10 @@ const maxQueries = 1 << 16
 // to three times as long as the decision took.
 func (r Record) Speakers(ctx context.Context) ([]string, error) {
 	said := make(speakers)
-	if err := r.again(ctx, said, r.offline); err != nil {
+	if err := r.rerun(ctx, said, r.offline); err != nil {
 		return nil, err
 	}
-	compiler, decision := r.InForce.snapshot.compiler, reference(r.Path)
+	compiler, decision := r.InForce.snapshot.Compiler(), compile.Ref(r.Path)
 	modules := said.modules(compiler, decision)
 	if len(modules) == 0 {
 		modules = definers(compiler, decision)
@@ -39,14 +41,14 @@ func (r Record) Speakers(ctx context.Context) ([]string, error) {
 // first; none if the evaluation ends before.
 func (r Record) Suspects(ctx context.Context) []string {
 	path := &pathTracer{open: make(map[uint64]step)}
-	if err := r.again(ctx, path, r.silent); err == nil || ctx.Err() == nil {
+	if err := r.rerun(ctx, path, r.silent); err == nil || ctx.Err() == nil {
 		return nil
 	}
 	return path.modules()
 }
 
-// again makes the decision once more under a tracer. Built-ins give what they gave then.
-func (r Record) again(ctx context.Context, tracer topdown.QueryTracer, network topdown.CustomizeRoundTripper) error {
+// rerun makes the decision once more under a tracer. Built-ins give what they gave then.
+func (r Record) rerun(ctx context.Context, tracer topdown.QueryTracer, network topdown.CustomizeRoundTripper) error {
 	query, err := r.InForce.prepare(ctx, r.Path)
 	if err != nil {
 		return err
@@ -92,7 +94,7 @@ func stepOf(event topdown.Event) step {
 
 // moduleOf is the module of a rule; empty for what is built in, of which no author knows.
 func moduleOf(rule *ast.Rule) string {
-	if rule.Location == nil || rule.Location.File == entrypointName {
+	if rule.Location == nil || rule.Location.File == compile.EntrypointFile {
 		return ""
 	}
 	return rule.Location.File

@@ -40,12 +40,12 @@ func TestSpeakers(t *testing.T) {
 		{"where nobody denies it is the entrypoint alone", map[string]any{"name": "a", "images": []any{"good"}}, "[opa/main/main]"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			e := enforcing(t, nil, entrypoint, library, images, names, other, cached)
+			e := enforcing(t, entrypoint, library, images, names, other, cached)
 			decision, err := e.Decide(t.Context(), "system/main", test.input)
 			if err != nil {
 				t.Fatal(err)
 			}
-			e.Activate(e.InForce().Snapshot()) // what is in force by then has no part in it
+			activate(e, e.InForce().Snapshot()) // what is in force by then has no part in it
 			got, err := decision.Witness.Speakers(t.Context())
 			if err != nil || fmt.Sprint(got) != test.want {
 				t.Errorf("got  %v, %v\nwant %s", got, err, test.want)
@@ -79,7 +79,7 @@ func TestSuspects(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			e := enforcing(t, nil, append(test.modules, entrypoint, module("quick", 1, "package kubernetes.admission", `deny contains "quick"`))...)
+			e := enforcing(t, append(test.modules, entrypoint, module("quick", 1, "package kubernetes.admission", `deny contains "quick"`))...)
 			// Already over: what is looked for is who is slow, not how long that takes.
 			ended, cancel := context.WithCancel(t.Context())
 			cancel()
@@ -97,7 +97,7 @@ func TestSuspects(t *testing.T) {
 }
 
 func TestNobodyIsSuspectedOfADecisionThatEnds(t *testing.T) {
-	decision, err := enforcing(t, nil, entrypoint).Decide(t.Context(), "system/main", map[string]any{})
+	decision, err := enforcing(t, entrypoint).Decide(t.Context(), "system/main", map[string]any{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown/cache"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -211,7 +212,7 @@ func (h *Host) running() *plugins.Manager {
 
 // Bundle is what is known of one bundle.
 type Bundle struct {
-	engine.Bundle
+	compile.Bundle
 	// Activated is when it last went into force; zero if it never did.
 	Activated time.Time
 	// Error is why the last attempt failed; empty if it did not.
@@ -252,7 +253,7 @@ func (h *Host) Bundles() []Bundle {
 	return bundles
 }
 
-func (h *Host) inForce() []engine.Bundle {
+func (h *Host) inForce() []compile.Bundle {
 	now := h.config.Engine.InForce()
 	if now == nil {
 		return nil
@@ -268,7 +269,7 @@ func (h *Host) current() *plugins.Manager {
 }
 
 func (h *Host) bundle(name string) Bundle {
-	b := Bundle{Bundle: engine.Bundle{Name: name}}
+	b := Bundle{Bundle: compile.Bundle{Name: name}}
 	for _, inForce := range h.inForce() {
 		if inForce.Name == name {
 			b.Bundle = inForce

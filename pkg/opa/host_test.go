@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -157,17 +158,18 @@ func TestAnswersAreCachedAsConfigured(t *testing.T) {
 			}))
 			defer other.Close()
 			h := run(t, test.configuration)
-			c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoV1, Builtins: []string{"http.send"}})
+			c, err := compile.New(compile.Config{RegoVersion: policy.RegoV1, Builtins: []string{"http.send"}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			id := policy.ID{Namespace: "opa", Name: "a", Key: "main"}
 			source := fmt.Sprintf("package k\nx := http.send({\"method\": \"get\", \"url\": %q, \"force_cache\": true, \"force_cache_duration_seconds\": 100}).body.x", other.URL)
-			snapshot, report := c.Compile(c.Empty(), policy.NewSet(policy.Module{ID: id, Source: source}))
+			snapshot := c.Compile(c.Empty(), policy.NewSet(policy.Module{ID: id, Source: source}), nil)
+			report := snapshot.Report()
 			if len(report.Held()) > 0 {
 				t.Fatalf("held: %v", report.Held())
 			}
-			h.engine.Activate(snapshot)
+			h.engine.Activate(snapshot, snapshot.Report())
 			for range 3 {
 				if _, err := h.engine.Decide(t.Context(), "k/x", nil); err != nil {
 					t.Fatal(err)

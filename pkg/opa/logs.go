@@ -235,7 +235,7 @@ func (l *decisionLogs) complete(ctx context.Context, e event) error {
 // speakers are the modules that had a say, as long as there is time to find that out.
 func (l *decisionLogs) speakers(ctx context.Context, e event) []string {
 	path := e.record.Path
-	if e.info.Error != nil || !e.repeatable() || engine.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
+	if e.info.Error != nil || !e.repeatable() || policy.CheckPath(path) != nil || !e.record.InForce.Snapshot().Defines(path) || !l.budget.open(time.Now()) {
 		return nil
 	}
 	start := time.Now()

@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -163,14 +163,14 @@ func TestTheLogDoesNotAskTheNetwork(t *testing.T) {
 	defer other.Close()
 	s := serveBundles(t)
 	h := run(t, fmt.Sprintf("services: {s: {url: %q}}\ndecision_logs: {service: s, reporting: {min_delay_seconds: 1, max_delay_seconds: 1}}", s.URL))
-	c, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoV1, Builtins: []string{"http.send"}})
+	c, err := compile.New(compile.Config{RegoVersion: policy.RegoV1, Builtins: []string{"http.send"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := policy.ID{Namespace: "opa", Name: "a", Key: "main"}
 	source := fmt.Sprintf("package k\nx := http.send({\"method\": \"get\", \"url\": %q}).status_code", other.URL)
-	snapshot, _ := c.Compile(c.Empty(), policy.NewSet(policy.Module{ID: id, Source: source}))
-	h.engine.Activate(snapshot)
+	snapshot := c.Compile(c.Empty(), policy.NewSet(policy.Module{ID: id, Source: source}), nil)
+	h.engine.Activate(snapshot, snapshot.Report())
 	if _, err := h.engine.Decide(t.Context(), "k/x", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -27,19 +28,19 @@ func TestWhoWaitsForTheNetworkIsFound(t *testing.T) {
 	}))
 	defer service.Close()
 	defer close(ended)
-	compiler, err := engine.NewCompiler(engine.Config{Builtins: []string{"http.send"}, SystemNamespaces: []string{"opa"}})
+	compiler, err := compile.New(compile.Config{Builtins: []string{"http.send"}, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := policy.ID{Namespace: "opa", Name: "waits", Key: "main"}
-	snapshot, report := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: `package k
-p := http.send({"method": "GET", "url": "` + service.URL + `", "timeout": "1m"}).status_code`}))
-	if held := report.Held(); len(held) > 0 {
+	snapshot := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: `package k
+p := http.send({"method": "GET", "url": "` + service.URL + `", "timeout": "1m"}).status_code`}), nil)
+	if held := snapshot.Report().Held(); len(held) > 0 {
 		t.Fatal(held)
 	}
 	e := engine.New()
 	e.SetEnvironment(engine.Environment{Offline: offline, Silent: silent})
-	e.Activate(snapshot)
+	e.Activate(snapshot, snapshot.Report())
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	decision, err := e.Decide(ctx, "k/p", map[string]any{})

@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -32,10 +33,10 @@ const limit = 30 * time.Second
 type gate struct {
 	mu     sync.Mutex
 	refuse error
-	came   []engine.BundleSet
+	came   []compile.BundleSet
 }
 
-func (g *gate) Propose(_ context.Context, set engine.BundleSet) error {
+func (g *gate) Propose(_ context.Context, set compile.BundleSet) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.refuse == nil {
@@ -50,11 +51,11 @@ func (g *gate) set(refuse error) {
 	g.refuse = refuse
 }
 
-func (g *gate) last() engine.BundleSet {
+func (g *gate) last() compile.BundleSet {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if len(g.came) == 0 {
-		return engine.BundleSet{}
+		return compile.BundleSet{}
 	}
 	return g.came[len(g.came)-1]
 }
@@ -64,7 +65,7 @@ type running struct {
 	*Host
 	gate     *gate
 	engine   *engine.Engine
-	compiler *engine.Compiler
+	compiler *compile.Compiler
 	dropped  atomic.Int64
 	drained  chan struct{}
 	end      func() error
@@ -77,7 +78,7 @@ func run(t *testing.T, configuration string, modules ...string) *running {
 		t.Fatal(err)
 	}
 	r := &running{gate: &gate{}, engine: engine.New(), drained: make(chan struct{})}
-	r.compiler, err = engine.NewCompiler(engine.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, MaskSecrets: c.LogsDecisions()})
+	r.compiler, err = compile.New(compile.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{"opa"}, MaskSecrets: c.LogsDecisions()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,13 +112,14 @@ func (r *running) enforce(t *testing.T, modules ...string) {
 		id := policy.ID{Namespace: "opa", Name: fmt.Sprintf("m%d", n), Key: "main"}
 		set[id] = policy.Module{ID: id, Source: source}
 	}
-	snapshot, report := r.compiler.Compile(r.compiler.Empty(), set)
+	snapshot := r.compiler.Compile(r.compiler.Empty(), set, nil)
+	report := snapshot.Report()
 	for _, s := range report.Held() {
 		if !strings.HasSuffix(set[s.ID].Source, "x y") { // which is meant to be
 			t.Fatalf("%s is held: %v", s.ID, s.Problems)
 		}
 	}
-	r.engine.Activate(snapshot)
+	r.engine.Activate(snapshot, snapshot.Report())
 }
 
 func eventually(t *testing.T, what string, is func() bool) {

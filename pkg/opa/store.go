@@ -13,6 +13,7 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/storage/inmem"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -23,7 +24,7 @@ type Gate interface {
 	// cannot be. It returns only then, or when ctx ends. A set that lacks a bundle is
 	// one whose configuration is gone: it cannot be refused, and what is in force of it
 	// may stay so.
-	Propose(ctx context.Context, set engine.BundleSet) error
+	Propose(ctx context.Context, set compile.BundleSet) error
 }
 
 // store is what OPA's plugins write bundles to: OPA's own store, with a gate. OPA has
@@ -214,8 +215,8 @@ func (s *store) use(ctx context.Context, f *engine.InForce, txn storage.Transact
 }
 
 // read reads what a transaction would leave behind.
-func (s *store) read(ctx context.Context, txn storage.Transaction) (engine.BundleSet, error) {
-	var set engine.BundleSet
+func (s *store) read(ctx context.Context, txn storage.Transaction) (compile.BundleSet, error) {
+	var set compile.BundleSet
 	root, err := s.Store.Read(ctx, txn, storage.RootPath)
 	if err != nil {
 		return set, err
@@ -240,7 +241,7 @@ func (s *store) read(ctx context.Context, txn storage.Transaction) (engine.Bundl
 		if err != nil {
 			return set, err
 		}
-		set.Modules = append(set.Modules, engine.BundleModule{Name: name, Source: string(text), Version: version})
+		set.Modules = append(set.Modules, compile.BundleModule{Name: name, Source: string(text), Version: version})
 	}
 	return set, nil
 }
@@ -249,13 +250,13 @@ func (s *store) read(ctx context.Context, txn storage.Transaction) (engine.Bundl
 // instead of bundles.
 const legacyBundle = "bundle"
 
-func listBundles(ctx context.Context, s storage.Store, txn storage.Transaction) ([]engine.Bundle, error) {
+func listBundles(ctx context.Context, s storage.Store, txn storage.Transaction) ([]compile.Bundle, error) {
 	names, err := bundle.ReadBundleNamesFromStore(ctx, s, txn)
 	if err != nil && !storage.IsNotFound(err) {
 		return nil, err
 	}
 	slices.Sort(names)
-	var bundles []engine.Bundle
+	var bundles []compile.Bundle
 	for _, name := range names {
 		b, err := readManifest(ctx, s, txn, name, bundle.ManifestStoragePath(name))
 		if err != nil {
@@ -270,11 +271,11 @@ func listBundles(ctx context.Context, s storage.Store, txn storage.Transaction) 
 	if storage.IsNotFound(err) {
 		return nil, nil
 	}
-	return []engine.Bundle{b}, err
+	return []compile.Bundle{b}, err
 }
 
-func readManifest(ctx context.Context, s storage.Store, txn storage.Transaction, name string, at storage.Path) (engine.Bundle, error) {
-	b := engine.Bundle{Name: name}
+func readManifest(ctx context.Context, s storage.Store, txn storage.Transaction, name string, at storage.Path) (compile.Bundle, error) {
+	b := compile.Bundle{Name: name}
 	value, err := s.Read(ctx, txn, at)
 	if err != nil {
 		return b, err

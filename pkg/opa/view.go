@@ -164,7 +164,7 @@ func (v *view) authorized(next http.Handler) http.Handler {
 // hasAuthorization reports whether the policy set decides about requests. Somebody who
 // has written a policy for that and made a mistake wants nobody let in.
 func (v *view) hasAuthorization() bool {
-	return v.inForce.Snapshot().Claims(v.manager.GetConfig().DefaultAuthorizationDecisionRef())
+	return v.inForce.Snapshot().Wants(v.manager.GetConfig().DefaultAuthorizationDecisionRef())
 }
 
 // viewConfig is what of the configuration concerns a server, if OPA's server can do with

@@ -13,8 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
-	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -113,16 +113,14 @@ func check(ctx context.Context, found records) ([]Revision, error) {
 	}
 	interrupted := func() bool { return ctx.Err() != nil }
 	last := configmap.NewHistory(found.all).InForce()
-	base, _ := compiler.Compile(compiler.Empty(), last)
-	base, _ = compiler.Retry(base, last, interrupted)
+	base := compiler.Settle(compiler.Empty(), last, nil, interrupted)
 	inForce := base.Modules() // without what does not compile here: that would be tried with each
 
 	var revisions []Revision
 	newest := slices.Max(slices.Collect(maps.Keys(found.own)))
 	for number, recorded := range found.own {
 		wanted := withRevision(inForce, recorded)
-		next, _ := compiler.Compile(base, wanted)
-		_, report := compiler.Retry(next, wanted, interrupted)
+		report := compiler.Settle(base, wanted, nil, interrupted).Report()
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -140,10 +138,10 @@ func check(ctx context.Context, found records) ([]Revision, error) {
 
 // newCompiler allows all that flags of serve can allow: which of them are set is
 // not known here, and what was in force was allowed then. Nothing is evaluated.
-func newCompiler(found records) (*engine.Compiler, error) {
-	return engine.NewCompiler(engine.Config{
+func newCompiler(found records) (*compile.Compiler, error) {
+	return compile.New(compile.Config{
 		RegoVersion:      policy.RegoAuto,
-		Builtins:         engine.OffByDefault(),
+		Builtins:         compile.OffByDefault(),
 		SystemNamespaces: namespaces(found.all),
 	})
 }

@@ -3,6 +3,9 @@ package policy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"regexp"
+	"strings"
 )
 
 // Decision is the answer to one query against one snapshot.
@@ -30,3 +33,15 @@ type Witness interface {
 
 // ErrUndefined says that no rule gives a value for the decision asked for.
 var ErrUndefined = errors.New("undefined")
+
+// pathPattern is what a path of a decision looks like: names between slashes.
+var pathPattern = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*(/[A-Za-z_][A-Za-z0-9_-]*)*$`)
+
+// CheckPath returns an error unless path names a decision, such as system/main; slashes
+// around it do no harm.
+func CheckPath(path string) error {
+	if !pathPattern.MatchString(strings.Trim(path, "/")) {
+		return fmt.Errorf("%q is not the path of a decision: want, for example, system/main for data.system.main", path)
+	}
+	return nil
+}

@@ -9,7 +9,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/replication"
 )
@@ -60,7 +60,7 @@ func covered(name string, base []string, explicit []replication.Resource) bool {
 	return slices.ContainsFunc(explicit, func(r replication.Resource) bool { return r.Path[len(base)] == name })
 }
 
-func (n *needs) add(resource schema.GroupResource, read engine.Read) {
+func (n *needs) add(resource schema.GroupResource, read compile.ResourceRef) {
 	n.resources[resource] = true
 	if resource == secrets {
 		n.secrets = append(n.secrets, placeOf(read))
@@ -76,7 +76,7 @@ type unknown struct {
 }
 
 // add takes the first place where a name is read.
-func (u *unknown) add(read engine.Read, state policy.ResourceState, err error) {
+func (u *unknown) add(read compile.ResourceRef, state policy.ResourceState, err error) {
 	if u.names[read.Name] {
 		return
 	}
@@ -103,15 +103,15 @@ func (u *unknown) error(asked bool) error {
 
 // placesIn are the places where policies read objects of the cluster. All policies must
 // be readable: nobody knows what the others need.
-func placesIn(policies policy.Set, base []string) ([]engine.Read, error) {
+func placesIn(policies policy.Set, base []string) ([]compile.ResourceRef, error) {
 	var namespaces []string
 	for id := range policies {
 		namespaces = append(namespaces, id.Namespace)
 	}
-	compiler, err := engine.NewCompiler(engine.Config{
+	compiler, err := compile.New(compile.Config{
 		RegoVersion:      policy.RegoAuto,
 		SystemNamespaces: namespaces, // which of them are trusted changes nothing of what they read
-		Replicated:       engine.Replicated{Path: base, Auto: true},
+		Replicated:       compile.Replicated{Path: base, Auto: true},
 	})
 	if err != nil {
 		return nil, err
@@ -126,7 +126,7 @@ func placesIn(policies policy.Set, base []string) ([]engine.Read, error) {
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	return compiler.Places(policies), nil
+	return compiler.ResourceRefs(policies), nil
 }
 
 // describe is a problem with its line, as a compiler prints it.
@@ -159,7 +159,7 @@ func (n *needs) remarks() string {
 	return b.String()
 }
 
-func placeOf(r engine.Read) string { return place(r.Module, r.Row, r.Col) }
+func placeOf(r compile.ResourceRef) string { return place(r.Module, r.Row, r.Col) }
 
 // place is a place in a key of a ConfigMap, or in a file with Rego. Without a row it is
 // the whole text.

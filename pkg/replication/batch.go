@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/data"
 )
 
 // batchInterval is how long changes are gathered. Each batch copies the branches it
@@ -18,12 +18,12 @@ type batcher struct {
 	data Data
 
 	mu        sync.Mutex
-	pending   []engine.Change
+	pending   []data.Change
 	scheduled bool
 	last      time.Time
 }
 
-func (b *batcher) add(c engine.Change) {
+func (b *batcher) add(c data.Change) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.pending = append(b.pending, c)

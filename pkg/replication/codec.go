@@ -15,7 +15,7 @@ import (
 	serializer "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/client-go/rest"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/data"
 )
 
 // object is an object of the cluster as it comes from the API server: of its metadata what
@@ -24,7 +24,7 @@ import (
 type object struct {
 	metav1.TypeMeta
 	metav1.ObjectMeta
-	content engine.Content
+	content data.Content
 }
 
 // DeepCopyObject is a copy: the content never changes.
@@ -47,11 +47,11 @@ func (l *objectList) DeepCopyObject() runtime.Object {
 }
 
 // newClient makes a client for objects of any kind.
-func newClient(config *rest.Config, data Data) (rest.Interface, error) {
+func newClient(config *rest.Config) (rest.Interface, error) {
 	config = rest.CopyConfig(config)
 	config.ContentConfig = rest.ContentConfig{
 		AcceptContentTypes: runtime.ContentTypeJSON, ContentType: runtime.ContentTypeJSON,
-		GroupVersion: &schema.GroupVersion{}, NegotiatedSerializer: codec{data},
+		GroupVersion: &schema.GroupVersion{}, NegotiatedSerializer: codec{&data.Interner{}},
 	}
 	client, err := rest.RESTClientFor(config)
 	if err != nil {
@@ -62,7 +62,7 @@ func newClient(config *rest.Config, data Data) (rest.Interface, error) {
 
 // codec reads what the API server sends about objects of any kind. It implements
 // runtime.NegotiatedSerializer, and runtime.Serializer for the objects themselves.
-type codec struct{ data Data }
+type codec struct{ documents *data.Interner }
 
 // SupportedMediaTypes is JSON, and that alone.
 func (c codec) SupportedMediaTypes() []runtime.SerializerInfo {
@@ -146,7 +146,7 @@ func (c codec) object(value *fastjson.Value) *object {
 			}
 		}
 	}
-	o.content = c.data.ReadDocument(value)
+	o.content = c.documents.Read(value)
 	return o
 }
 
@@ -184,7 +184,7 @@ func (c codec) slowly(u *unstructured.Unstructured) (*object, error) {
 		unstructured.RemoveNestedField(u.Object, "metadata", "annotations")
 	}
 	var err error
-	if o.content, err = c.data.NewDocument(u.Object); err != nil {
+	if o.content, err = c.documents.Document(u.Object); err != nil {
 		return nil, fmt.Errorf("reading %s %s/%s: %w", o.Kind, o.Namespace, o.Name, err)
 	}
 	return o, nil

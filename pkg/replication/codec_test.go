@@ -11,14 +11,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/data"
 )
 
-func newCodec(t *testing.T) codec {
-	t.Helper()
-	e := engine.New()
-	return codec{e}
-}
+func newCodec() codec { return codec{&data.Interner{}} }
 
 func decode(t *testing.T, c codec, text string) runtime.Object {
 	t.Helper()
@@ -31,7 +27,7 @@ func decode(t *testing.T, c codec, text string) runtime.Object {
 
 // client-go's own reader is the oracle.
 func TestObjectsAreReadAsTheyAre(t *testing.T) {
-	c := newCodec(t)
+	c := newCodec()
 	for name, text := range map[string]string{
 		"a Pod": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","namespace":"n","resourceVersion":"7","managedFields":[{"manager":"m"}],
 			"annotations":{"a":"b","kubectl.kubernetes.io/last-applied-configuration":"{}"}},"spec":{"containers":[{"image":"i","args":["-x"],"n":1.5,"big":12345678901234567}],"t":true,"f":false,"nil":null}}`,
@@ -74,14 +70,14 @@ func TestObjectsAreReadAsTheyAre(t *testing.T) {
 }
 
 func TestNumbersKeepTheirDigits(t *testing.T) {
-	o, ok := decode(t, newCodec(t), `{"apiVersion":"v1","kind":"X","metadata":{"name":"p"},"n":[9007199254740993,12345678901234567890123,0.1]}`).(*object)
+	o, ok := decode(t, newCodec(), `{"apiVersion":"v1","kind":"X","metadata":{"name":"p"},"n":[9007199254740993,12345678901234567890123,0.1]}`).(*object)
 	if !ok || !strings.Contains(o.content.(interface{ String() string }).String(), "[9007199254740993, 12345678901234567890123, 0.1]") {
 		t.Errorf("got %v", o.content)
 	}
 }
 
 func TestListsStatusesAndBookmarks(t *testing.T) {
-	c := newCodec(t)
+	c := newCodec()
 	list, ok := decode(t, c, `{"apiVersion":"apps/v1","kind":"DeploymentList","metadata":{"resourceVersion":"9","continue":"more"},"items":[
 		{"metadata":{"name":"a","namespace":"n"}},{"apiVersion":"x/v1","kind":"Own","metadata":{"name":"b"}}]}`).(*objectList)
 	if !ok || list.ResourceVersion != "9" || list.Continue != "more" || len(list.Items) != 2 {

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/data"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -235,17 +235,17 @@ func (f *feed) pathOf(namespace, name string) ([]string, error) {
 
 // changeOf is the change that puts an object into data below the resource. An error is
 // also our state: the reflector goes on without the object, and nobody else would know.
-func (f *feed) changeOf(o any) (engine.Change, error) {
+func (f *feed) changeOf(o any) (data.Change, error) {
 	item, ok := o.(*object)
 	if !ok {
-		return engine.Change{}, fmt.Errorf("replicating %s: got a %T", f, o)
+		return data.Change{}, fmt.Errorf("replicating %s: got a %T", f, o)
 	}
 	path, err := f.pathOf(item.Namespace, item.Name)
 	if err != nil {
 		f.become(func() { f.state, f.reason = policy.ResourceFailed, err.Error() })
-		return engine.Change{}, err
+		return data.Change{}, err
 	}
-	return engine.Change{Path: path, Content: item.content}, nil
+	return data.Change{Path: path, Content: item.content}, nil
 }
 
 // Add puts an object into data.
@@ -268,13 +268,13 @@ func (f *feed) Delete(o any) error {
 	if err != nil {
 		return err
 	}
-	f.emit(engine.Change{Path: slices.Concat(f.Path, change.Path)})
+	f.emit(data.Change{Path: slices.Concat(f.Path, change.Path)})
 	return nil
 }
 
 // Replace makes data hold these objects and no others, all at once.
 func (f *feed) Replace(objects []any, _ string) error {
-	changes := make([]engine.Change, 0, len(objects))
+	changes := make([]data.Change, 0, len(objects))
 	for _, o := range objects {
 		change, err := f.changeOf(o)
 		if err != nil {
@@ -292,14 +292,14 @@ func (f *feed) Replace(objects []any, _ string) error {
 	return nil
 }
 
-func (f *feed) replace(changes []engine.Change) {
-	f.emit(engine.Change{Path: f.Path, Content: engine.NewCollection(changes...)})
+func (f *feed) replace(changes []data.Change) {
+	f.emit(data.Change{Path: f.Path, Content: data.NewCollection(changes...)})
 	f.batches.flush()
 }
 
 // emit changes data, unless that is no longer ours: what is left of a reflector that was
 // stopped may still call.
-func (f *feed) emit(c engine.Change) {
+func (f *feed) emit(c data.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.ended {

@@ -18,23 +18,18 @@ import (
 	"sync"
 	"time"
 
-	"github.com/valyala/fastjson"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 
-	"github.com/kube-rego/kube-rego/pkg/engine"
+	"github.com/kube-rego/kube-rego/pkg/data"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
 // Data is where objects go.
 type Data interface {
-	// ReadDocument is an object as a content, and so is NewDocument of one that the
-	// fast parser does not take.
-	ReadDocument(object *fastjson.Value) engine.Content
-	NewDocument(object map[string]any) (engine.Content, error)
 	// Apply changes data, all at once and in this order.
-	Apply(changes ...engine.Change)
-	// Documents is how many there are at and below a path.
+	Apply(changes ...data.Change)
+	// Documents returns how many there are at and below a path.
 	Documents(path []string) int
 }
 
@@ -86,7 +81,7 @@ type following struct {
 
 // New makes a Replicator; Run starts it.
 func New(config Config) (*Replicator, error) {
-	client, err := newClient(config.REST, config.Data)
+	client, err := newClient(config.REST)
 	if err != nil {
 		return nil, err
 	}
@@ -295,7 +290,7 @@ func (r *Replicator) drop() {
 	for name := range r.empty {
 		if _, wanted := r.wanted[name]; !wanted {
 			delete(r.empty, name)
-			r.batches.add(engine.Change{Path: append(slices.Clone(r.config.Path), name)})
+			r.batches.add(data.Change{Path: append(slices.Clone(r.config.Path), name)})
 		}
 	}
 	r.mu.Unlock()
@@ -327,7 +322,7 @@ func (r *Replicator) dropFeeds() {
 		}
 		r.mu.Unlock()
 		if !wanted {
-			r.batches.add(engine.Change{Path: f.Path})
+			r.batches.add(data.Change{Path: f.Path})
 			r.config.Log.Info("objects are no longer replicated: no policy reads them", "resource", f.String())
 		}
 	}
@@ -397,7 +392,7 @@ func (r *Replicator) note(name string, state policy.ResourceState, err error) {
 	}
 	if news && state == policy.ResourceMissing {
 		r.empty[name] = true
-		r.batches.add(engine.Change{Path: append(slices.Clone(r.config.Path), name), Content: engine.NewCollection()})
+		r.batches.add(data.Change{Path: append(slices.Clone(r.config.Path), name), Content: data.NewCollection()})
 	}
 	look := r.look
 	r.mu.Unlock()

@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
+	"github.com/kube-rego/kube-rego/pkg/compile"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 	"github.com/kube-rego/kube-rego/pkg/server"
@@ -41,17 +42,18 @@ slow contains [a, b, c] if {
 
 func newReviewer(t *testing.T) *admission.Reviewer {
 	t.Helper()
-	compiler, err := engine.NewCompiler(engine.Config{RegoVersion: policy.RegoV1, SystemNamespaces: []string{"opa"}})
+	compiler, err := compile.New(compile.Config{RegoVersion: policy.RegoV1, SystemNamespaces: []string{"opa"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	id := policy.ID{Namespace: "opa", Name: "main", Key: "main"}
-	snapshot, report := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: entrypoint}))
+	snapshot := compiler.Compile(compiler.Empty(), policy.NewSet(policy.Module{ID: id, Source: entrypoint}), nil)
+	report := snapshot.Report()
 	if held := report.Held(); len(held) > 0 {
 		t.Fatalf("the policy of the test does not compile: %v", held)
 	}
 	e := engine.New()
-	e.Activate(snapshot)
+	e.Activate(snapshot, report)
 	return admission.NewReviewer(e, admission.Config{Entrypoint: "system/main"})
 }
 
