@@ -55,6 +55,9 @@ var noBundles = &bundles{source: &BundleSet{}, data: data.New()}
 // in lists of policies: bundle names and paths may look like namespaces and names.
 const bundlePrefix = "bundle:"
 
+// SharesBundles reports whether two snapshots have the same bundles in force.
+func (s *Snapshot) SharesBundles(other *Snapshot) bool { return s.bundles == other.bundles }
+
 // Bundles returns the bundles in force, sorted by name.
 func (s *Snapshot) Bundles() []Bundle { return s.bundles.list }
 

@@ -1,10 +1,8 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -34,32 +32,19 @@ func (d *daemon) configuration() (opa.Configuration, error) {
 	return c.WithDefaultDecision("/" + strings.Trim(d.options.Entrypoint, "/"))
 }
 
-// prepareHost makes what runs OPA's plugins and its REST API.
-func (d *daemon) prepareHost(configuration opa.Configuration) {
-	d.host = opa.New(opa.Config{
+// newHost makes what runs OPA's plugins and its REST API.
+func (d *daemon) newHost(configuration opa.Configuration) *opa.Host {
+	return opa.New(opa.Config{
 		Configuration: configuration,
 		RegoVersion:   policy.RegoVersion(d.options.RegoVersion),
-		Engine:        d.loop.engine,
-		Gate:          d.loop,
-		Look:          d.loop.look,
+		Engine:        d.engine,
+		Gate:          d.inbox,
+		Look:          d.inbox.Look,
 		Registry:      d.metrics.Registry(),
 		Dropped:       d.metrics.DecisionLogDropped,
 		API:           opa.APIConfig{Ready: d.decidable, Authorize: d.options.APIAuthorization == AuthorizationBasic, Metrics: d.metrics.API()},
 		Log:           d.log,
 	})
-	d.loop.bundles = d.host
-	d.loop.entrypoint = d.options.Entrypoint
-}
-
-// decidable is nil while decisions can be made: with all policies and data.
-func (d *daemon) decidable() error { return d.diagnosis().decidable() }
-
-func (d diagnosis) decidable() error {
-	err, errHost := d.loop.Ready(), d.host.Ready()
-	if errors.Is(err, errBundles) && errHost != nil {
-		return errHost // it names them
-	}
-	return cmp.Or(err, errHost)
 }
 
 // listeners are all that is listened on, and what keeps the files new that they need.
@@ -129,7 +114,7 @@ func (d *daemon) webhook() http.Handler {
 	}
 	validating := config
 	validating.Validating = true
-	decider := d.traces.Decider(d.loop.engine)
+	decider := d.traces.Decider(d.engine)
 	return server.NewWebhook(server.WebhookConfig{
 		Reviewer:   admission.NewReviewer(decider, config),
 		Validator:  admission.NewReviewer(decider, validating),
@@ -137,7 +122,7 @@ func (d *daemon) webhook() http.Handler {
 		RanOut:     d.runaways.add,
 		Refusals:   d.refusals,
 		Data:       d.host.Decisions(),
-		Decides:    d.loop.engine.Decides,
+		Decides:    d.engine.Decides,
 		Ready:      d.decidable,
 		Metrics:    d.metrics,
 		Log:        d.log,
@@ -153,37 +138,4 @@ func serve(ctx context.Context, listeners []*server.Listener) error {
 		group.Go(func() error { return l.Serve(ctx) })
 	}
 	return group.Wait()
-}
-
-// Bundles are those of OPA's configuration.
-func (d diagnosis) Bundles() []server.Bundle {
-	var shown []server.Bundle
-	for _, b := range d.host.Bundles() {
-		state := "active"
-		switch {
-		case b.Kept:
-			state, b.Error = "kept", "it is configured no more, and stays in force as long as what is in force needs it"
-		case b.Error != "":
-			state = "failed"
-		case b.Activated.IsZero():
-			state = "loading"
-		}
-		roots := make([]string, 0, len(b.Roots))
-		for _, root := range b.Roots {
-			roots = append(roots, strings.Join(root, "/"))
-		}
-		shown = append(shown, server.Bundle{
-			Name: b.Name, Revision: b.Revision, Roots: roots, State: state, Error: b.Error, LastSuccess: b.Activated,
-		})
-	}
-	return shown
-}
-
-// Plugins are those of OPA's configuration.
-func (d diagnosis) Plugins() []server.Plugin {
-	var shown []server.Plugin
-	for _, p := range d.host.Plugins() {
-		shown = append(shown, server.Plugin(p))
-	}
-	return shown
 }

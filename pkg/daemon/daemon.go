@@ -1,9 +1,9 @@
-// Package daemon wires the rooms together and holds the only loop: ConfigMaps
-// in, a policy set in force, statuses out.
+// Package daemon wires the packages together, from the options of the command line to
+// listeners that answer, and runs them until it is told to stop. It decides nothing: the
+// loop is enforce's, what is in force is the engine's.
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -22,6 +22,7 @@ import (
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/compile"
+	"github.com/kube-rego/kube-rego/pkg/enforce"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/opa"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -50,7 +51,10 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	d := &daemon{options: o, log: log, metrics: server.NewMetrics(), certificate: newCertificate(), refusals: server.NewRefusals()}
+	d := &daemon{
+		options: o, log: log, inbox: enforce.NewInbox(), engine: engine.New(),
+		metrics: server.NewMetrics(), certificate: newCertificate(), refusals: server.NewRefusals(),
+	}
 	d.traces = tracing.Start(ctx, log)
 	defer d.traces.Stop(ctx)
 	if err := d.prepare(); err != nil {
@@ -63,7 +67,10 @@ type daemon struct {
 	options     Options
 	log         *slog.Logger
 	metrics     *server.Metrics
-	loop        *loop
+	source      source
+	inbox       *enforce.Inbox
+	engine      *engine.Engine
+	loop        *enforce.Loop
 	host        *opa.Host
 	cluster     *cluster // nil with --manifests, like the next two
 	writer      *status.Writer
@@ -85,10 +92,17 @@ type cluster struct {
 	namespace string
 }
 
+// source is where ConfigMaps come from.
+type source interface {
+	enforce.Source
+	// Run watches until ctx ends, and calls look whenever something may have changed.
+	Run(ctx context.Context, look func()) error
+}
+
 // prepare makes all that can be made before anything runs.
 func (d *daemon) prepare() error {
-	source, err := d.source()
-	if err != nil {
+	var err error
+	if d.source, err = d.newSource(); err != nil {
 		return err
 	}
 	configuration, err := d.configuration()
@@ -99,62 +113,69 @@ func (d *daemon) prepare() error {
 		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
 		Builtins:         d.options.Builtins,
 		SystemNamespaces: d.systemNamespaces(),
-		Replicated:       d.options.engineReplicated(),
+		Replicated:       d.options.compilerReplicated(),
 		MaskSecrets:      configuration.LogsDecisions(),
 		Entrypoint:       strings.Trim(d.options.Entrypoint, "/") == DefaultEntrypoint,
 	})
 	if err != nil {
 		return err
 	}
-	d.loop = &loop{
-		source:     source,
-		kinds:      d.options.kinds(),
-		entrypoint: d.options.Entrypoint,
-		compiler:   compiler,
-		engine:     engine.New(),
-		recorder:   d.metrics,
-		log:        d.log,
-		trigger:    make(chan time.Time, 1),
-		proposals:  make(chan proposal),
-		state:      state{waiting: watch.ErrNotSynced},
-	}
 	d.runaways = &runaways{answers: make(chan admission.Answer, 1), ranOut: d.metrics.RanOut, log: d.log}
-	d.prepareHost(configuration)
-	if d.cluster != nil {
-		d.prepareStatus()
+	d.host = d.newHost(configuration)
+	if d.options.compilerReplicated().Path != nil {
+		if d.replicator, err = d.newReplicator(); err != nil {
+			return err
+		}
 	}
-	if d.options.engineReplicated().Path != nil {
-		return d.prepareReplication()
-	}
+	d.loop = d.newLoop(compiler)
 	return nil
 }
 
-// prepareReplication makes what puts objects of the cluster into data.
-func (d *daemon) prepareReplication() error {
+// newLoop makes the loop. What is nil in the daemon is left out: a nil pointer in an
+// interface is not nil.
+func (d *daemon) newLoop(compiler *compile.Compiler) *enforce.Loop {
+	config := enforce.Config{
+		Inbox:      d.inbox,
+		Source:     d.source,
+		Kinds:      d.options.kinds(),
+		Compiler:   compiler,
+		Engine:     d.engine,
+		Bundles:    d.host,
+		Entrypoint: d.options.Entrypoint,
+		Recorder:   d.metrics,
+		Log:        d.log,
+	}
+	if d.cluster != nil {
+		config.Identity = identity()
+		d.prepareStatus(config.Identity)
+		config.Replicas, config.Publisher = d.replicas, d.writer
+	}
+	if d.replicator != nil {
+		config.Replication = d.replicator
+	}
+	return enforce.New(config)
+}
+
+// newReplicator makes what puts objects of the cluster into data.
+func (d *daemon) newReplicator() (*replication.Replicator, error) {
 	resources, path, err := d.options.replicated()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	d.replicator, err = replication.New(replication.Config{
+	return replication.New(replication.Config{
 		REST:             d.cluster.config,
 		Discovery:        d.cluster.discovery,
 		Resources:        resources,
 		Path:             path,
 		IgnoreNamespaces: d.options.ReplicateIgnoreNamespaces,
-		Data:             d.loop.engine,
+		Data:             d.engine,
 		Log:              d.log,
 	})
-	if err != nil {
-		return err
-	}
-	d.loop.replication = d.replicator
-	return nil
 }
 
-// prepareStatus makes what tells authors and other replicas what became of the
+// prepareStatus makes what reports to authors and other replicas what became of the
 // policies.
-func (d *daemon) prepareStatus() {
-	name := identity()
+func (d *daemon) prepareStatus(name string) {
 	d.replicas = status.NewReplicas(status.ReplicasConfig{
 		Client:    d.cluster.client,
 		Namespace: d.cluster.namespace,
@@ -173,7 +194,6 @@ func (d *daemon) prepareStatus() {
 		Replicas:   d.replicas,
 		Log:        d.log,
 	})
-	d.loop.identity, d.loop.replicas, d.loop.publisher = name, d.replicas, d.writer
 }
 
 // systemNamespaces are those whose modules may declare packages under system: as
@@ -200,7 +220,7 @@ func identity() string {
 	return host + "_" + rand.Text()
 }
 
-func (d *daemon) source() (Source, error) {
+func (d *daemon) newSource() (source, error) {
 	o := d.options
 	if len(o.Manifests) > 0 {
 		return watch.NewFiles(watch.FilesConfig{
@@ -294,19 +314,19 @@ func (d *daemon) run(ctx context.Context) error {
 		d.followRunaways(ctx)
 		return nil
 	})
-	group.Go(func() error { return abandoned(ctx, d.loop.source.Run, d.loop.look) })
-	group.Go(func() error { return d.loop.run(ctx) })
+	group.Go(func() error { return abandoned(ctx, d.source.Run, d.inbox.Look) })
+	group.Go(func() error { return d.loop.Run(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
 		d.log.Info("stopping: requests in flight are answered first")
 		return nil
 	})
 	if d.cluster != nil {
-		group.Go(func() error { return abandoned(ctx, d.writer.Run, d.loop.look) })
-		group.Go(func() error { return abandoned(ctx, d.replicas.Run, d.loop.look) })
+		group.Go(func() error { return abandoned(ctx, d.writer.Run, d.inbox.Look) })
+		group.Go(func() error { return abandoned(ctx, d.replicas.Run, d.inbox.Look) })
 	}
 	if d.replicator != nil {
-		group.Go(func() error { return abandoned(ctx, d.replicator.Run, d.loop.look) })
+		group.Go(func() error { return abandoned(ctx, d.replicator.Run, d.inbox.Look) })
 	}
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -334,59 +354,4 @@ func abandoned(ctx context.Context, run func(context.Context, func()) error, loo
 	case <-time.After(stopTimeout):
 		return nil
 	}
-}
-
-// diagnosis is the state of the whole process: that of the loop, and ready only
-// if there is a certificate too and the other replicas know of this one.
-type diagnosis struct {
-	*loop
-	host        *opa.Host
-	certificate *certificate
-	announced   func() error // to other replicas; nil where there are none
-}
-
-func (d *daemon) diagnosis() diagnosis {
-	state := diagnosis{loop: d.loop, host: d.host, certificate: d.certificate}
-	if d.replicas != nil {
-		state.announced = d.replicas.Announced
-	}
-	return state
-}
-
-// Replicas are all that are known, measured by what the writer has in force.
-func (d diagnosis) Replicas() []server.Replica {
-	if d.replicas == nil {
-		return nil
-	}
-	all, leader := d.replicas.List(), d.publisher.Leader()
-	inForce := d.Report().Fingerprint
-	for _, r := range all {
-		if r.Identity == leader && !r.Gone {
-			inForce = r.InForce
-		}
-	}
-	shown := make([]server.Replica, 0, len(all))
-	for _, r := range all {
-		shown = append(shown, server.Replica{
-			Identity: r.Identity, State: r.State(inForce), Fingerprint: r.InForce, Writer: r.Identity == leader,
-		})
-	}
-	return shown
-}
-
-// Resources are what is replicated.
-func (d diagnosis) Resources() []policy.Resource {
-	if d.replication == nil {
-		return nil
-	}
-	return d.replication.Resources()
-}
-
-// Ready is nil while new requests are welcome.
-func (d diagnosis) Ready() error {
-	err := cmp.Or(d.decidable(), d.certificate.Ready())
-	if err == nil && d.announced != nil {
-		err = d.announced()
-	}
-	return err
 }

@@ -189,9 +189,9 @@ func (o Options) replicated() ([]replication.Resource, []string, error) {
 	return replication.ParseFlags(o.Replicate, o.ReplicateCluster, o.ReplicatePath)
 }
 
-// engineReplicated is what the engine knows of replication; nothing where there is
+// compilerReplicated is what the compiler knows of replication; nothing where there is
 // none.
-func (o Options) engineReplicated() compile.Replicated {
+func (o Options) compilerReplicated() compile.Replicated {
 	resources, path, err := o.replicated()
 	if err != nil || len(resources) == 0 && !o.ReplicateAuto {
 		return compile.Replicated{}

@@ -51,7 +51,10 @@ func (r *runaways) run(ctx context.Context) {
 			return
 		case answer := <-r.answers:
 			r.look(ctx, answer)
-			pause(ctx, suspectEvery)
+			select {
+			case <-ctx.Done():
+			case <-time.After(suspectEvery):
+			}
 		}
 	}
 }
@@ -87,7 +90,7 @@ func (d *daemon) followRunaways(ctx context.Context) {
 	if d.cluster != nil {
 		alarms := status.NewAlarms(ctx, d.cluster.events)
 		d.runaways.alarm = func(module, message string) {
-			if cm := d.loop.configMapOf(module); cm != nil {
+			if cm := configMapOf(d.source, module); cm != nil {
 				alarms.Timeout(cm, message)
 			}
 		}
@@ -95,9 +98,9 @@ func (d *daemon) followRunaways(ctx context.Context) {
 	d.runaways.run(ctx)
 }
 
-// configMapOf is the ConfigMap of a module, as it is now; nil if it is in none.
-func (l *loop) configMapOf(module string) *corev1.ConfigMap {
-	configMaps, err := l.source.ConfigMaps()
+// configMapOf returns the ConfigMap of a module, as it is now; nil if it is in none.
+func configMapOf(source source, module string) *corev1.ConfigMap {
+	configMaps, err := source.ConfigMaps()
 	if err != nil && configMaps == nil {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package daemon
+package enforce
 
 import (
 	"context"
@@ -20,7 +20,6 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
-	"github.com/kube-rego/kube-rego/pkg/watch"
 )
 
 // The seeds of the first sequences: from here on, rare cases come early.
@@ -64,7 +63,7 @@ func TestTheLoopDoesWhatTheModelSays(t *testing.T) {
 type game struct {
 	*testing.T
 	*world
-	loop    *loop
+	loop    *Loop
 	model   *model
 	wanted  policy.Set // at the last turn
 	inForce policy.Set
@@ -78,7 +77,7 @@ func play(t *testing.T, seed uint64, steps int) *game {
 		g.step()
 		if t.Failed() {
 			t.Logf("sequence %d:\n%s", seed, strings.Join(g.story, "\n"))
-			t.Fatalf("in force by the model is %s\nand by the loop %s", describe(g.model.inForce), describe(g.loop.snapshot.Modules()))
+			t.Fatalf("in force by the model is %s\nand by the loop %s", describe(g.model.inForce), describe(g.loop.inForce().Modules()))
 		}
 	}
 	return g
@@ -148,12 +147,12 @@ func (g *game) turn() {
 	g.tell("turn; in force is %s", describe(g.model.inForce))
 	g.compare(wanted)
 	g.stays(wanted)
-	g.wanted, g.inForce = wanted, g.loop.snapshot.Modules()
+	g.wanted, g.inForce = wanted, g.loop.inForce().Modules()
 }
 
 // compare holds what is in force, the decisions and the report against the model.
 func (g *game) compare(wanted policy.Set) {
-	if now := g.loop.snapshot.Modules(); !maps.EqualFunc(now, g.model.inForce, same) {
+	if now := g.loop.inForce().Modules(); !maps.EqualFunc(now, g.model.inForce, same) {
 		g.Errorf("other modules are in force than the model says")
 		return
 	}
@@ -163,7 +162,7 @@ func (g *game) compare(wanted policy.Set) {
 		return
 	}
 	for _, p := range probes {
-		decision, err := g.loop.engine.Decide(g.Context(), p.path, p.input)
+		decision, err := g.loop.config.Engine.Decide(g.Context(), p.path, p.input)
 		got, want := answer(decision.Result, err), decide(g.Context(), compiler, dataOf(g.model.inForce), p)
 		if got != want {
 			g.Errorf("the decision %s for %v is %s, want %s", p.path, p.input, got, want)
@@ -195,7 +194,7 @@ func statusesOf(report policy.Report) map[policy.ID]string {
 // stays checks that nobody is the victim of others: what was in force and is
 // wanted as it was is in force.
 func (g *game) stays(wanted policy.Set) {
-	now := g.loop.snapshot.Modules()
+	now := g.loop.inForce().Modules()
 	for id, m := range g.inForce {
 		if has(g.wanted, m) && has(wanted, m) && !has(now, m) {
 			g.Errorf("%s was in force, is wanted and did not change, and is gone", id)
@@ -210,7 +209,7 @@ func (g *game) record(gets func() bool) {
 	if err != nil {
 		g.Fatal(err)
 	}
-	r := recorder{configMaps: g.labelled(), inForce: g.loop.snapshot.Modules(), history: history}
+	r := recorder{configMaps: g.labelled(), inForce: g.loop.inForce().Modules(), history: history}
 	for _, name := range r.names() {
 		if !gets() {
 			continue
@@ -290,39 +289,37 @@ func (noRecorder) Activated(string, time.Time) {}
 var testKinds = configmap.NewKinds(policyLabel, "rego", "openpolicyagent.org/data", "opa")
 
 // newTestLoop is a process that starts: nothing is in force.
-func newTestLoop(t *testing.T, source Source) *loop {
+func newTestLoop(t *testing.T, source Source) *Loop {
 	t.Helper()
 	compiler, err := compile.New(compile.Config{RegoVersion: policy.RegoAuto, SystemNamespaces: []string{trustedNamespace}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	opa := engine.New()
-	return &loop{
-		source:     source,
-		kinds:      testKinds,
-		entrypoint: "system/main",
-		compiler:   compiler,
-		engine:     opa,
-		recorder:   noRecorder{},
-		log:        slog.New(slog.DiscardHandler),
-		trigger:    make(chan time.Time, 1),
-		state:      state{waiting: watch.ErrNotSynced},
-	}
+	return New(Config{
+		Inbox:      NewInbox(),
+		Source:     source,
+		Kinds:      testKinds,
+		Entrypoint: "system/main",
+		Compiler:   compiler,
+		Engine:     engine.New(),
+		Recorder:   noRecorder{},
+		Log:        slog.New(slog.DiscardHandler),
+	})
 }
 
 // settleDown lets the loop turn once, and then for as long as it wants to look
 // again.
-func settleDown(t *testing.T, l *loop) {
+func settleDown(t *testing.T, l *Loop) {
 	t.Helper()
-	l.look()
+	l.config.Inbox.Look()
 	for range 20 {
 		select {
-		case <-l.trigger:
+		case noticed := <-l.config.Inbox.looks:
+			if err := l.turn(t.Context(), noticed); err != nil {
+				t.Fatal(err)
+			}
 		default:
 			return
-		}
-		if err := l.turn(t.Context()); err != nil {
-			t.Fatal(err)
 		}
 	}
 	t.Error("the loop does not come to rest")

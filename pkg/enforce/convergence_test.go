@@ -1,4 +1,4 @@
-package daemon
+package enforce
 
 import (
 	"context"
@@ -52,7 +52,7 @@ type fleet struct {
 
 // replica is one process, and the caches and the interfaces that it has.
 type replica struct {
-	*loop
+	*Loop
 	fleet      *fleet
 	configMaps []*corev1.ConfigMap
 	history    *configmap.History
@@ -80,7 +80,7 @@ func (p told) Rescue(name types.NamespacedName, number int64, modules policy.Set
 			return
 		}
 	}
-	p.fleet.tell("%s rescues revision %d of %s", p.identity, number, name)
+	p.fleet.tell("%s rescues revision %d of %s", p.config.Identity, number, name)
 	p.fleet.revisions[name] = append(p.fleet.revisions[name], object)
 }
 
@@ -88,7 +88,7 @@ func (p told) Rescue(name types.NamespacedName, number int64, modules policy.Set
 type neighbours struct{ *replica }
 
 func (n neighbours) Publish(inForce, wanted string) {
-	n.fleet.heard[n.identity] = policy.Replica{Identity: n.identity, InForce: inForce, Wanted: wanted}
+	n.fleet.heard[n.config.Identity] = policy.Replica{Identity: n.config.Identity, InForce: inForce, Wanted: wanted}
 }
 
 func (n neighbours) List() []policy.Replica {
@@ -103,17 +103,17 @@ func newFleet(t *testing.T, seed uint64) *fleet {
 	f := &fleet{T: t, world: newWorld(seed), heard: make(map[string]policy.Replica), recorded: policy.Set{}, away: make(map[policy.ID]uint64)}
 	f.tell("sequence %d", seed)
 	f.replicas = []*replica{f.start(), f.start(), f.start()}
-	f.leader = f.replicas[0].identity
+	f.leader = f.replicas[0].config.Identity
 	return f
 }
 
 // start is a new replica, whose caches are filled.
 func (f *fleet) start() *replica {
 	r := &replica{fleet: f}
-	r.loop = newTestLoop(f.T, r)
+	r.Loop = newTestLoop(f.T, r)
 	f.started++
-	r.identity = fmt.Sprint("replica-", f.started)
-	r.publisher, r.replicas = told{r}, neighbours{r}
+	r.config.Identity = fmt.Sprint("replica-", f.started)
+	r.config.Publisher, r.config.Replicas = told{r}, neighbours{r}
 	r.see(true, true)
 	r.turn()
 	return r
@@ -137,12 +137,12 @@ func (r *replica) see(configMaps, history bool) {
 // turn lets the replica look, and look again at once if it wants to: that takes
 // less time than it takes until a revision is written and comes back.
 func (r *replica) turn() {
-	first, before := r.snapshot == nil, policy.Set{}
+	first, before := r.inForce() == nil, policy.Set{}
 	if !first {
-		before = r.snapshot.Modules()
+		before = r.inForce().Modules()
 	}
-	settleDown(r.fleet.T, r.loop)
-	r.fleet.tell("%s turns; in force is %s", r.identity, describe(r.snapshot.Modules()))
+	settleDown(r.fleet.T, r.Loop)
+	r.fleet.tell("%s turns; in force is %s", r.config.Identity, describe(r.inForce().Modules()))
 	if writer := r.fleet.heard[r.fleet.leader]; !first && writer.Wanted != r.wantedSet(r.configMaps).Fingerprint() {
 		r.checkTurn(before)
 	}
@@ -152,7 +152,7 @@ func (r *replica) turn() {
 // writer: what is wanted, or what was recorded later of the same object.
 func (r *replica) checkTurn(before policy.Set) {
 	wanted, recorded := modulesOf(r.configMaps), r.history.InForce()
-	for id, m := range r.snapshot.Modules() {
+	for id, m := range r.inForce().Modules() {
 		if has(before, m) || has(wanted, m) {
 			continue
 		}
@@ -162,13 +162,13 @@ func (r *replica) checkTurn(before policy.Set) {
 		}
 		if !has(recorded, m) || !m.Created.Equal(object.Created) || m.ObjectVersion < before[id].ObjectVersion {
 			r.fleet.Errorf("%s brings into force %s, which is neither wanted nor a later version; before it was %s",
-				r.identity, describe(policy.NewSet(m)), describe(policy.NewSet(before[id])))
+				r.config.Identity, describe(policy.NewSet(m)), describe(policy.NewSet(before[id])))
 		}
 	}
 }
 
 func (f *fleet) writer() *replica {
-	return f.replicas[slices.IndexFunc(f.replicas, func(r *replica) bool { return r.identity == f.leader })]
+	return f.replicas[slices.IndexFunc(f.replicas, func(r *replica) bool { return r.config.Identity == f.leader })]
 }
 
 // record lets the writer work on what it published last, as far as it gets.
@@ -219,7 +219,7 @@ func (f *fleet) step() {
 	case 9, 10, 11, 12:
 		f.record(func() bool { return f.random.IntN(3) > 0 })
 	case 13:
-		f.leader = r.identity
+		f.leader = r.config.Identity
 		f.tell("%s writes from now on", f.leader)
 	case 14:
 		f.restart(f.random.IntN(len(f.replicas)))
@@ -230,13 +230,13 @@ func (f *fleet) step() {
 // It may have said that it goes, or be found out to be gone.
 func (f *fleet) restart(i int) {
 	old := f.replicas[i]
-	if f.leader == old.identity {
-		f.leader = f.replicas[(i+1)%len(f.replicas)].identity
+	if f.leader == old.config.Identity {
+		f.leader = f.replicas[(i+1)%len(f.replicas)].config.Identity
 	}
-	f.tell("%s stops; %s writes", old.identity, f.leader)
-	delete(f.heard, old.identity)
+	f.tell("%s stops; %s writes", old.config.Identity, f.leader)
+	delete(f.heard, old.config.Identity)
 	if f.random.IntN(2) == 0 {
-		f.heard[old.identity] = policy.Replica{Identity: old.identity, Gone: true}
+		f.heard[old.config.Identity] = policy.Replica{Identity: old.config.Identity, Gone: true}
 	}
 	f.replicas[i] = f.start()
 }
@@ -287,17 +287,17 @@ func (f *fleet) quiet() {
 func (f *fleet) fingerprints() []string {
 	var all []string
 	for _, r := range f.replicas {
-		all = append(all, r.snapshot.Fingerprint())
+		all = append(all, r.inForce().Fingerprint())
 	}
 	return all
 }
 
 // check asks what must be true of replicas that are at rest.
 func (f *fleet) check() {
-	inForce := f.writer().snapshot.Modules()
+	inForce := f.writer().inForce().Modules()
 	for _, r := range f.replicas {
-		if r.snapshot.Fingerprint() != inForce.Fingerprint() {
-			f.Errorf("%s has in force %s\nthe writer has %s", r.identity, describe(r.snapshot.Modules()), describe(inForce))
+		if r.inForce().Fingerprint() != inForce.Fingerprint() {
+			f.Errorf("%s has in force %s\nthe writer has %s", r.config.Identity, describe(r.inForce().Modules()), describe(inForce))
 		}
 	}
 	if history, _ := f.History(); history.Fingerprint() != inForce.Fingerprint() {

@@ -1,4 +1,4 @@
-package daemon
+package enforce
 
 import (
 	"context"
@@ -235,25 +235,25 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			source := &shelf{now: story.now, last: story.last}
 			l := newTestLoop(t, source)
-			l.bundles = complete(false)
+			l.config.Bundles = complete(false)
 			for n, s := range story.steps {
 				if s.now != nil {
 					source.now = s.now
 				}
 				if s.bundles != nil {
-					err := l.consider(t.Context(), *s.bundles)
+					err := offer(t, l, *s.bundles)
 					if (err == nil) != (s.refused == "") || err != nil && !strings.HasPrefix(err.Error(), s.refused) {
 						t.Fatalf("step %d: the bundles are refused with %v, want %q", n, err, s.refused)
 					}
-					l.bundles = complete(err == nil)
+					l.config.Bundles = complete(err == nil)
 				}
-				l.overdue.Store(l.overdue.Load() || s.late)
+				l.start.gaveUp.Store(l.start.gaveUp.Load() || s.late)
 				settleDown(t, l)
 				if got := inForceNow(l); got != s.inForce {
 					t.Fatalf("step %d: in force is %s, want %s; held: %v", n, got, s.inForce, l.Report().Held())
 				}
 				for path, want := range s.decides {
-					decision, err := l.engine.Decide(t.Context(), path, nil)
+					decision, err := l.config.Engine.Decide(t.Context(), path, nil)
 					got := strings.ReplaceAll(fmt.Sprint(decision.Result), "map[]", "{}")
 					if errors.Is(err, policy.ErrUndefined) {
 						got = "undefined"
@@ -267,31 +267,37 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 	}
 }
 
+// offer proposes bundles to a loop that is between two turns.
+func offer(t *testing.T, l *Loop, set compile.BundleSet) error {
+	t.Helper()
+	return l.propose(t.Context(), proposal{set: set, made: time.Now()})
+}
+
 func ptr(set compile.BundleSet) *compile.BundleSet { return &set }
 
-func inForceNow(l *loop) string {
+func inForceNow(l *Loop) string {
 	if err := l.Ready(); err != nil {
 		return err.Error()
 	}
-	return fmt.Sprint(l.snapshot.IDs())
+	return fmt.Sprint(l.inForce().IDs())
 }
 
 // The same bundles again change nothing: queries stay prepared, and nothing is logged.
 func TestTheSameBundlesAreNotActivatedAgain(t *testing.T) {
 	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := 1"}})
-	l.bundles = complete(true)
+	l.config.Bundles = complete(true)
 	settleDown(t, l)
 	for range 2 {
-		if err := l.consider(t.Context(), libBundle("f(x) := x")); err != nil {
+		if err := offer(t, l, libBundle("f(x) := x")); err != nil {
 			t.Fatal(err)
 		}
 		settleDown(t, l)
 	}
-	before := l.engine.InForce()
-	if err := l.consider(t.Context(), libBundle("f(x) := x")); err != nil || l.engine.InForce() != before {
+	before := l.config.Engine.InForce()
+	if err := offer(t, l, libBundle("f(x) := x")); err != nil || l.config.Engine.InForce() != before {
 		t.Errorf("it was activated again, %v", err)
 	}
-	if names := l.snapshot.Bundles(); !slices.ContainsFunc(names, func(b compile.Bundle) bool { return b.Name == "lib" }) {
+	if names := l.inForce().Bundles(); !slices.ContainsFunc(names, func(b compile.Bundle) bool { return b.Name == "lib" }) {
 		t.Errorf("in force: %v", names)
 	}
 }
@@ -299,17 +305,18 @@ func TestTheSameBundlesAreNotActivatedAgain(t *testing.T) {
 // A proposal is answered by the loop, and not before it is known what was in force last.
 func TestAProposalWaitsForTheLoop(t *testing.T) {
 	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := data.lib.f(1)"}})
-	l.proposals, l.bundles = make(chan proposal), complete(false)
+	l.config.Bundles = complete(false)
+	inbox := l.config.Inbox
 	ctx, cancel := context.WithCancel(t.Context())
 	answered := make(chan error, 1)
-	go func() { answered <- l.Propose(ctx, libBundle("f(x) := x")) }()
+	go func() { answered <- inbox.Propose(ctx, libBundle("f(x) := x")) }()
 	ended := make(chan error, 1)
 	running, stop := context.WithCancel(t.Context())
-	go func() { ended <- l.run(running) }()
+	go func() { ended <- l.Run(running) }()
 	select {
 	case err := <-answered:
 		t.Fatalf("it was answered before the loop has looked: %v", err)
-	case l.trigger <- time.Now():
+	case inbox.looks <- time.Now():
 	}
 	if err := <-answered; err != nil {
 		t.Fatal(err)
@@ -320,7 +327,7 @@ func TestAProposalWaitsForTheLoop(t *testing.T) {
 	}
 	// The loop is gone: who asks then hears so when its own time is over.
 	cancel()
-	if err := l.Propose(ctx, libBundle("f(x) := x + 1")); !errors.Is(err, context.Canceled) {
+	if err := inbox.Propose(ctx, libBundle("f(x) := x + 1")); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -331,9 +338,8 @@ type objects struct {
 	loaded bool
 }
 
-func (o *objects) Want(names []string)          { o.wanted = names }
-func (o *objects) Waiting() error               { return nil }
-func (o *objects) Resources() []policy.Resource { return nil }
+func (o *objects) Want(names []string) { o.wanted = names }
+func (o *objects) Waiting() error      { return nil }
 
 func (o *objects) ByName() policy.Resources {
 	state := policy.ResourceLoading
@@ -352,23 +358,23 @@ func (o *objects) ByName() policy.Resources {
 func TestABundleComesAfterWhatItReads(t *testing.T) {
 	l := newTestLoop(t, &shelf{now: written{"a": "package a\nx := 1"}})
 	var err error
-	l.compiler, err = compile.New(compile.Config{RegoVersion: policy.RegoAuto, Replicated: compile.Replicated{Path: []string{"kubernetes"}, Auto: true}})
+	l.config.Compiler, err = compile.New(compile.Config{RegoVersion: policy.RegoAuto, Replicated: compile.Replicated{Path: []string{"kubernetes"}, Auto: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cluster := &objects{}
-	l.replication, l.bundles = cluster, complete(false)
+	l.config.Replication, l.config.Bundles = cluster, complete(false)
 	for _, name := range []string{"pods", "nodes"} {
 		settleDown(t, l)
 		cluster.loaded = false
 		set := libBundle("p := data.kubernetes." + name)
 		for range 2 { // the second time it is known that it is wanted
 			var unknown *compile.UnknownReadsError
-			if err := l.consider(t.Context(), set); !errors.As(err, &unknown) {
+			if err := offer(t, l, set); !errors.As(err, &unknown) {
 				t.Fatalf("%s: got %v", name, err)
 			}
 			settleDown(t, l)
-			if err := l.consider(t.Context(), libBundle("z := data.nowhere.f(1)")); err == nil {
+			if err := offer(t, l, libBundle("z := data.nowhere.f(1)")); err == nil {
 				t.Fatal("a broken one was let in")
 			}
 			settleDown(t, l)
@@ -378,33 +384,13 @@ func TestABundleComesAfterWhatItReads(t *testing.T) {
 		}
 		cluster.loaded = true
 		settleDown(t, l)
-		if err := l.consider(t.Context(), set); err != nil {
+		if err := offer(t, l, set); err != nil {
 			t.Fatal(err)
 		}
-		l.bundles = complete(true)
+		l.config.Bundles = complete(true)
 		settleDown(t, l)
 		if !slices.Equal(cluster.wanted, []string{name}) || inForceNow(l) != "[opa/a/main]" {
 			t.Errorf("wanted is %v, in force %s", cluster.wanted, inForceNow(l))
 		}
-	}
-}
-
-// client-go may sleep for half a minute when the API server does not answer.
-func TestTheEndDoesNotWaitForWhatSleeps(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	asleep := make(chan struct{})
-	defer close(asleep)
-	sleeps := func(context.Context, func()) error {
-		cancel()
-		<-asleep
-		return nil
-	}
-	if err := abandoned(ctx, sleeps, func() {}); err != nil {
-		t.Error(err)
-	}
-	failed := errors.New("it cannot be watched")
-	if err := abandoned(t.Context(), func(context.Context, func()) error { return failed }, func() {}); !errors.Is(err, failed) {
-		t.Errorf("got %v", err)
 	}
 }

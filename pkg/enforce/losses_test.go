@@ -1,4 +1,4 @@
-package daemon
+package enforce
 
 import (
 	"testing"
@@ -15,9 +15,9 @@ func TestWhatIsNoGoodHereStaysRecorded(t *testing.T) {
 		return policy.NewSet(policy.Module{ID: id, Source: source, ObjectVersion: number})
 	}
 	history := configmap.NewHistory([]configmap.Revision{configmap.NewRevision("opa", "opa", "rules", 1, version(2, "last good"))})
-	lost := map[policy.ID]loss{id: {recorded: version(2, "last good")[id], problems: []policy.Problem{{Code: "rego_type_error"}}}}
+	lost := losses{id: {recorded: version(2, "last good")[id], problems: []policy.Problem{{Code: "rego_type_error"}}}}
 	for sentence, c := range map[string]struct {
-		lost                  map[policy.ID]loss
+		lost                  losses
 		inForce, wanted, want policy.Set
 	}{
 		"wanted in a version that is broken too": {lost, policy.Set{}, version(3, "broken"), version(2, "last good")},
@@ -26,8 +26,7 @@ func TestWhatIsNoGoodHereStaysRecorded(t *testing.T) {
 		"another version is in force":            {lost, version(4, "new"), version(4, "new"), version(4, "new")},
 		"nothing was lost":                       {nil, policy.Set{}, version(3, "broken"), policy.Set{}},
 	} {
-		m := memory{lost: c.lost}
-		if got := m.keep(c.inForce, history, c.wanted); got.Fingerprint() != c.want.Fingerprint() {
+		if got := c.lost.keep(c.inForce, history, c.wanted); got.Fingerprint() != c.want.Fingerprint() {
 			t.Errorf("%s: it keeps %v, want %v", sentence, got, c.want)
 		}
 	}
