@@ -4,7 +4,6 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
@@ -21,10 +20,10 @@ type Alarms struct {
 	recorder    record.EventRecorder
 }
 
-// NewAlarms makes alarms that are raised through client until ctx ends.
-func NewAlarms(ctx context.Context, client kubernetes.Interface) *Alarms {
+// NewAlarms makes alarms that are raised through events until ctx ends.
+func NewAlarms(ctx context.Context, events typedcorev1.EventsGetter) *Alarms {
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: events.Events("")})
 	return &Alarms{
 		broadcaster: broadcaster,
 		recorder:    broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}),
