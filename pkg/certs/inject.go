@@ -13,19 +13,26 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	typedadmissionregistrationv1 "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/kube-rego/kube-rego/pkg/informer"
 )
 
 // retryInterval is how soon a CA that could not be written is tried again: as
 // often as a person looks whether it has worked by now.
 const retryInterval = 5 * time.Second
 
+// WebhookConfigurations read and update webhook configurations of both kinds.
+type WebhookConfigurations interface {
+	typedadmissionregistrationv1.ValidatingWebhookConfigurationsGetter
+	typedadmissionregistrationv1.MutatingWebhookConfigurationsGetter
+}
+
 // InjectorConfig is what an Injector needs.
 type InjectorConfig struct {
-	// Client reads and updates webhook configurations.
-	Client kubernetes.Interface
+	// WebhookConfigurations are where the CA goes.
+	WebhookConfigurations WebhookConfigurations
 	// Namespace is our own: only webhooks with a Service in it get the CA. The
 	// certificate is good for no others, and their CA is not ours to change.
 	Namespace string
@@ -56,15 +63,12 @@ func NewInjector(config InjectorConfig) *Injector { return &Injector{config: con
 func (i *Injector) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, name := range i.config.Names {
-		factory := informers.NewSharedInformerFactoryWithOptions(i.config.Client, 0,
-			informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-				// RBAC with resourceNames allows to list by this selector.
-				o.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
-			}),
-		)
-		registration := factory.Admissionregistration().V1()
-		validating := registration.ValidatingWebhookConfigurations().Informer()
-		mutating := registration.MutatingWebhookConfigurations().Informer()
+		// RBAC with resourceNames allows to list by this selector.
+		named := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()}
+		validating := informer.New(i.config.WebhookConfigurations.ValidatingWebhookConfigurations(),
+			&admissionregistrationv1.ValidatingWebhookConfiguration{}, named)
+		mutating := informer.New(i.config.WebhookConfigurations.MutatingWebhookConfigurations(),
+			&admissionregistrationv1.MutatingWebhookConfiguration{}, named)
 		wg.Go(func() { i.keep(ctx, name, validating) })
 		wg.Go(func() { i.keep(ctx, name, mutating) })
 		wg.Go(func() {
@@ -128,7 +132,7 @@ func (i *Injector) repair(ctx context.Context, object any) error {
 			clients = i.appendOurs(clients, &c.Webhooks[n].ClientConfig)
 		}
 		return i.update(ctx, "ValidatingWebhookConfiguration", c.Name, clients, func() error {
-			_, err := i.config.Client.AdmissionregistrationV1().ValidatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
+			_, err := i.config.WebhookConfigurations.ValidatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
 			return err
 		})
 	case *admissionregistrationv1.MutatingWebhookConfiguration:
@@ -138,7 +142,7 @@ func (i *Injector) repair(ctx context.Context, object any) error {
 			clients = i.appendOurs(clients, &c.Webhooks[n].ClientConfig)
 		}
 		return i.update(ctx, "MutatingWebhookConfiguration", c.Name, clients, func() error {
-			_, err := i.config.Client.AdmissionregistrationV1().MutatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
+			_, err := i.config.WebhookConfigurations.MutatingWebhookConfigurations().Update(ctx, c, metav1.UpdateOptions{})
 			return err
 		})
 	}

@@ -96,11 +96,11 @@ func (d *daemon) certifyShared(ctx context.Context) error {
 		return err
 	}
 	certs.NewInjector(certs.InjectorConfig{
-		Client:    d.cluster.client,
-		Namespace: d.cluster.namespace,
-		Names:     d.options.WebhookConfigurations,
-		CA:        d.sharedCA,
-		Log:       d.log,
+		WebhookConfigurations: d.cluster.admission,
+		Namespace:             d.cluster.namespace,
+		Names:                 d.options.WebhookConfigurations,
+		CA:                    d.sharedCA,
+		Log:                   d.log,
 	}).Run(ctx)
 	return nil
 }
@@ -108,7 +108,7 @@ func (d *daemon) certifyShared(ctx context.Context) error {
 // sharedCA takes over the bundle that the replicas share now.
 func (d *daemon) sharedCA(ctx context.Context) ([]byte, error) {
 	namespace := d.cluster.namespace
-	secrets := d.cluster.client.CoreV1().Secrets(namespace)
+	secrets := d.cluster.core.Secrets(namespace)
 	bundle, err := certs.Shared(ctx, secrets, hosts(namespace), time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("namespace %s: %w", namespace, err)

@@ -15,10 +15,14 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/kubernetes"
+	typedadmissionregistrationv1 "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
+	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/compile"
@@ -84,12 +88,16 @@ type daemon struct {
 
 // cluster is how to reach the API server, and where in it we live.
 type cluster struct {
-	client    kubernetes.Interface
-	events    kubernetes.Interface // at a rate of its own
-	metadata  metadata.Interface
-	config    *rest.Config
-	discovery discovery.DiscoveryInterface // does not wait for long
-	namespace string
+	// The clients of these groups share one rate limit.
+	core         typedcorev1.CoreV1Interface
+	apps         typedappsv1.AppsV1Interface
+	coordination typedcoordinationv1.CoordinationV1Interface
+	admission    typedadmissionregistrationv1.AdmissionregistrationV1Interface
+	events       typedcorev1.CoreV1Interface // at a rate of its own
+	metadata     metadata.Interface
+	config       *rest.Config
+	discovery    discovery.DiscoveryInterface // does not wait for long
+	namespace    string
 }
 
 // source is where ConfigMaps come from.
@@ -177,13 +185,15 @@ func (d *daemon) newReplicator() (*replication.Replicator, error) {
 // policies.
 func (d *daemon) prepareStatus(name string) {
 	d.replicas = status.NewReplicas(status.ReplicasConfig{
-		Client:    d.cluster.client,
+		Leases:    d.cluster.coordination,
 		Namespace: d.cluster.namespace,
 		Identity:  name,
 		Log:       d.log,
 	})
 	d.writer = status.NewWriter(status.WriterConfig{
-		Client:     d.cluster.client,
+		ConfigMaps: d.cluster.core,
+		Revisions:  d.cluster.apps,
+		Leases:     d.cluster.coordination,
 		Metadata:   d.cluster.metadata,
 		Events:     d.cluster.events,
 		Annotation: d.options.StatusAnnotation,
@@ -235,7 +245,8 @@ func (d *daemon) newSource() (source, error) {
 		return nil, err
 	}
 	return watch.NewCluster(watch.ClusterConfig{
-		Client:     d.cluster.client,
+		ConfigMaps: d.cluster.core,
+		Revisions:  d.cluster.apps,
 		Namespaces: o.namespaces(),
 		Home:       d.cluster.namespace,
 		Selectors:  o.kinds().Selectors(),
@@ -263,23 +274,35 @@ func connect(kubeconfig string) (*cluster, error) {
 	config.QPS, config.Burst = clientQPS, clientBurst
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	rest.AddUserAgent(config, "kube-rego")
-	c := &cluster{namespace: namespace, config: rest.CopyConfig(config)}
-	if c.client, err = kubernetes.NewForConfig(config); err != nil {
+	c := &cluster{namespace: namespace, config: config}
+	if err := c.makeClients(); err != nil {
 		return nil, fmt.Errorf("making a client: %w", err)
 	}
-	if c.metadata, err = metadata.NewForConfig(config); err != nil {
-		return nil, fmt.Errorf("making a client for metadata: %w", err)
-	}
-	brief := rest.CopyConfig(config)
-	brief.Timeout = discoveryTimeout
-	if c.discovery, err = discovery.NewDiscoveryClientForConfig(brief); err != nil {
-		return nil, fmt.Errorf("making a client for discovery: %w", err)
-	}
-	config.QPS, config.Burst = eventQPS, eventBurst
-	if c.events, err = kubernetes.NewForConfig(config); err != nil {
-		return nil, fmt.Errorf("making a client for events: %w", err)
-	}
 	return c, nil
+}
+
+// makeClients makes clients of the few groups that are needed: a client of all
+// of Kubernetes would be a good part of the program. They share connections.
+func (c *cluster) makeClients() error {
+	shared, err := rest.HTTPClientFor(c.config)
+	if err != nil {
+		return err
+	}
+	limited := rest.CopyConfig(c.config)
+	limited.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(clientQPS, clientBurst)
+	events := rest.CopyConfig(c.config)
+	events.QPS, events.Burst = eventQPS, eventBurst
+	brief := rest.CopyConfig(c.config)
+	brief.Timeout = discoveryTimeout
+	var errs [7]error
+	c.core, errs[0] = typedcorev1.NewForConfigAndClient(limited, shared)
+	c.apps, errs[1] = typedappsv1.NewForConfigAndClient(limited, shared)
+	c.coordination, errs[2] = typedcoordinationv1.NewForConfigAndClient(limited, shared)
+	c.admission, errs[3] = typedadmissionregistrationv1.NewForConfigAndClient(limited, shared)
+	c.events, errs[4] = typedcorev1.NewForConfigAndClient(events, shared)
+	c.metadata, errs[5] = metadata.NewForConfigAndClient(c.config, shared)
+	c.discovery, errs[6] = discovery.NewDiscoveryClientForConfig(brief)
+	return errors.Join(errs[:]...)
 }
 
 // run runs all parts until ctx ends or one of them fails.

@@ -131,7 +131,7 @@ func (v view) rescues() []rescue {
 		inForce, isInForce := v.inForce.Module(s.ID)
 		wanted, isWanted := v.wanted[s.ID]
 		if isInForce && isWanted && inForce.Created.Equal(wanted.Created) && isLater(inForce, v.history) {
-			later[types.NamespacedName{Namespace: s.ID.Namespace, Name: s.ID.Name}] = true
+			later[configmap.NameOf(s.ID)] = true
 		}
 	}
 	var rescues []rescue

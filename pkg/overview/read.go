@@ -17,7 +17,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
+	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // the ways to log in that a person's kubeconfig may name
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -34,28 +36,46 @@ const requestTimeout = time.Minute
 // reader reads the cluster.
 type reader struct {
 	Options
-	client kubernetes.Interface
+	client client
+}
+
+// client reads what the overview is made of.
+type client struct {
+	typedcorev1.ConfigMapsGetter
+	typedappsv1.ControllerRevisionsGetter
+	typedcoordinationv1.LeasesGetter
 }
 
 // connect makes a client as kubectl does: of the file that is named, or else of
 // $KUBECONFIG, ~/.kube/config or the pod's own service account.
-func connect(kubeconfig string) (kubernetes.Interface, error) {
+func connect(kubeconfig string) (client, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("no cluster is configured: give --kubeconfig, or set KUBECONFIG")
+		return client{}, errors.New("no cluster is configured: give --kubeconfig, or set KUBECONFIG")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+		return client{}, fmt.Errorf("reading the kubeconfig: %w", err)
 	}
 	config.Timeout = requestTimeout
 	rest.AddUserAgent(config, "kube-rego-status")
-	client, err := kubernetes.NewForConfig(config)
+	c, err := newClient(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client: %w", err)
+		return client{}, fmt.Errorf("making a client: %w", err)
 	}
-	return client, nil
+	return c, nil
+}
+
+func newClient(config *rest.Config) (client, error) {
+	shared, err := rest.HTTPClientFor(config)
+	if err != nil {
+		return client{}, err
+	}
+	core, errCore := typedcorev1.NewForConfigAndClient(config, shared)
+	apps, errApps := typedappsv1.NewForConfigAndClient(config, shared)
+	coordination, errCoordination := typedcoordinationv1.NewForConfigAndClient(config, shared)
+	return client{core, apps, coordination}, errors.Join(errCore, errApps, errCoordination)
 }
 
 // overview reads all that kube-rego status tells. now is the time by which
@@ -111,7 +131,7 @@ func (r *reader) configMaps(ctx context.Context) (map[types.NamespacedName]*core
 		if r.Name != "" {
 			options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, r.Name).String()
 		}
-		err := each(ctx, options, r.client.CoreV1().ConfigMaps(r.namespace()).List, func(cm *corev1.ConfigMap) {
+		err := each(ctx, options, r.client.ConfigMaps(r.namespace()).List, func(cm *corev1.ConfigMap) {
 			all[types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}] = cm
 		})
 		if err != nil {
@@ -147,7 +167,7 @@ func (r *reader) newest(ctx context.Context) (map[types.NamespacedName]configmap
 // of, or with the error why it cannot be read.
 func (r *reader) revisions(ctx context.Context, do func(configmap.Revision, *appsv1.ControllerRevision, error)) error {
 	options := metav1.ListOptions{LabelSelector: labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()}
-	err := each(ctx, options, r.client.AppsV1().ControllerRevisions(r.ReplicaNamespace).List, func(object *appsv1.ControllerRevision) {
+	err := each(ctx, options, r.client.ControllerRevisions(r.ReplicaNamespace).List, func(object *appsv1.ControllerRevision) {
 		revision, err := configmap.ParseRevision(object)
 		do(revision, object, err)
 	})
@@ -163,7 +183,7 @@ func (r *reader) lingering(ctx context.Context, newest configmap.Revision) ([]Co
 	if len(newest.Modules) == 0 {
 		return nil, nil
 	}
-	cm, err := r.client.CoreV1().ConfigMaps(newest.Namespace).Get(ctx, newest.Name, metav1.GetOptions{})
+	cm, err := r.client.ConfigMaps(newest.Namespace).Get(ctx, newest.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return []ConfigMap{r.removed(nil, newest)}, nil
@@ -182,7 +202,7 @@ func (r *reader) isPolicy(cm *corev1.ConfigMap) bool {
 // whyNot is why there is nothing to tell of the ConfigMap of the name; nil if it is
 // a policy.
 func (r *reader) whyNot(ctx context.Context) error {
-	cm, err := r.client.CoreV1().ConfigMaps(r.Namespace).Get(ctx, r.Name, metav1.GetOptions{})
+	cm, err := r.client.ConfigMaps(r.Namespace).Get(ctx, r.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 		return fmt.Errorf("ConfigMap %s/%s does not exist", r.Namespace, r.Name)
@@ -199,7 +219,7 @@ func (r *reader) whyNot(ctx context.Context) error {
 func (r *reader) replicas(ctx context.Context, now time.Time) ([]Replica, string, error) {
 	all := []Replica{}
 	options := metav1.ListOptions{LabelSelector: status.ReplicaSelector()}
-	err := each(ctx, options, r.client.CoordinationV1().Leases(r.ReplicaNamespace).List, func(lease *coordinationv1.Lease) {
+	err := each(ctx, options, r.client.Leases(r.ReplicaNamespace).List, func(lease *coordinationv1.Lease) {
 		if lease.Spec.RenewTime == nil {
 			return
 		}

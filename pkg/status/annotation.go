@@ -84,7 +84,7 @@ func (t *term) annotate(ctx context.Context, name types.NamespacedName, target t
 // annotateOther sees to the annotation on an object that is no policy any more:
 // the text, or none if that is empty.
 func (t *term) annotateOther(ctx context.Context, name types.NamespacedName, text string) error {
-	cm, err := t.config.Client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	cm, err := t.config.ConfigMaps.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -115,7 +115,7 @@ func (t *term) patch(ctx context.Context, name types.NamespacedName, version, te
 	if err != nil {
 		return false, fmt.Errorf("encoding the status: %w", err)
 	}
-	_, err = t.config.Client.CoreV1().ConfigMaps(name.Namespace).
+	_, err = t.config.ConfigMaps.ConfigMaps(name.Namespace).
 		Patch(ctx, name.Name, types.MergePatchType, body, metav1.PatchOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 		return false, nil
@@ -130,7 +130,7 @@ func (t *term) patch(ctx context.Context, name types.NamespacedName, version, te
 // more and of which nothing is in force. The API server has the last word on that:
 // the revisions of a policy may be seen here before the policy itself.
 func (t *term) takeLeave(ctx context.Context, name types.NamespacedName, target target) error {
-	cm, err := t.config.Client.CoreV1().ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+	cm, err := t.config.ConfigMaps.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
 	case err != nil:

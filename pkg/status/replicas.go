@@ -16,11 +16,12 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	"k8s.io/apimachinery/pkg/util/wait"
+	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/informer"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
@@ -58,8 +59,8 @@ const (
 
 // ReplicasConfig is what Replicas need.
 type ReplicasConfig struct {
-	// Client reads and writes Leases.
-	Client kubernetes.Interface
+	// Leases reads and writes Leases.
+	Leases typedcoordinationv1.LeasesGetter
 	// Namespace is where the replicas have their Leases.
 	Namespace string
 	// Identity tells this replica from others.
@@ -93,19 +94,14 @@ type renewal struct {
 
 // NewReplicas makes Replicas; Run starts them.
 func NewReplicas(config ReplicasConfig) *Replicas {
-	factory := informers.NewSharedInformerFactoryWithOptions(config.Client, 0,
-		informers.WithNamespace(config.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.LabelSelector = ReplicaSelector()
-		}),
-	)
 	return &Replicas{
-		config:   config,
-		name:     replicaPrefix + strings.ToLower(rand.Text()[:10]),
-		informer: factory.Coordination().V1().Leases().Informer(),
-		changed:  make(chan struct{}, 1),
-		own:      policy.Replica{Identity: config.Identity},
-		seen:     make(map[string]renewal),
+		config: config,
+		name:   replicaPrefix + strings.ToLower(rand.Text()[:10]),
+		informer: informer.New(config.Leases.Leases(config.Namespace), &coordinationv1.Lease{},
+			metav1.ListOptions{LabelSelector: ReplicaSelector()}),
+		changed: make(chan struct{}, 1),
+		own:     policy.Replica{Identity: config.Identity},
+		seen:    make(map[string]renewal),
 	}
 }
 
@@ -202,10 +198,9 @@ func (r *Replicas) noteRemoval(object any, look func()) {
 // publish keeps our Lease until ctx ends, and then takes it away.
 func (r *Replicas) publish(ctx context.Context) {
 	var failing error
-	for {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		select {
 		case <-ctx.Done():
-			r.withdraw(context.WithoutCancel(ctx))
 			return
 		case <-r.changed:
 		case <-time.After(renewEvery):
@@ -215,15 +210,8 @@ func (r *Replicas) publish(ctx context.Context) {
 			r.config.Log.Warn("this replica cannot say what it has in force; trying again", "error", err)
 		}
 		failing = err
-		wait(ctx, publishPause)
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
+	}, publishPause)
+	r.withdraw(context.WithoutCancel(ctx))
 }
 
 // write writes our Lease, once there is something to say.
@@ -234,7 +222,7 @@ func (r *Replicas) write(ctx context.Context) error {
 	if own.InForce == "" {
 		return nil // not ready: nobody waits for us
 	}
-	leases := r.config.Client.CoordinationV1().Leases(r.config.Namespace)
+	leases := r.config.Leases.Leases(r.config.Namespace)
 	var err error
 	if lease == nil {
 		lease, err = leases.Create(ctx, r.filled(&coordinationv1.Lease{}, own), metav1.CreateOptions{})
@@ -285,7 +273,7 @@ func (r *Replicas) filled(lease *coordinationv1.Lease, own policy.Replica) *coor
 func (r *Replicas) withdraw(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, farewell)
 	defer cancel()
-	err := r.config.Client.CoordinationV1().Leases(r.config.Namespace).Delete(ctx, r.name, metav1.DeleteOptions{})
+	err := r.config.Leases.Leases(r.config.Namespace).Delete(ctx, r.name, metav1.DeleteOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		r.config.Log.Warn("the Lease of this replica stays until it expires", "error", err)
 	}
@@ -368,7 +356,7 @@ func (r *Replicas) forget(ctx context.Context) error {
 	r.mu.Unlock()
 	var errs []error
 	for _, name := range names {
-		err := r.config.Client.CoordinationV1().Leases(r.config.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
+		err := r.config.Leases.Leases(r.config.Namespace).Delete(ctx, name, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("removing Lease %s/%s of a replica that is gone: %w", r.config.Namespace, name, err))
 		}

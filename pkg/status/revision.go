@@ -8,7 +8,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
+	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 )
@@ -75,7 +75,7 @@ func (t *term) record(ctx context.Context, name types.NamespacedName, target tar
 		return errBehind
 	}
 	next := configmap.NewRevision(t.config.Namespace, name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
-	err := create(ctx, t.config.Client, next)
+	err := create(ctx, t.config.Revisions, next)
 	if apierrors.IsAlreadyExists(err) {
 		// The writer before us was faster, or somebody else has an object of this
 		// name. The next attempt takes the next number.
@@ -93,19 +93,19 @@ func (t *term) removeBeyond(ctx context.Context, target target, limit int) error
 	return t.removeRevisions(ctx, target.revisions[min(limit, len(target.revisions)):])
 }
 
-func create(ctx context.Context, client kubernetes.Interface, revision configmap.Revision) error {
+func create(ctx context.Context, revisions typedappsv1.ControllerRevisionsGetter, revision configmap.Revision) error {
 	object, err := revision.Object()
 	if err != nil {
 		return err
 	}
-	_, err = client.AppsV1().ControllerRevisions(revision.Home).Create(ctx, object, metav1.CreateOptions{})
+	_, err = revisions.ControllerRevisions(revision.Home).Create(ctx, object, metav1.CreateOptions{})
 	return err
 }
 
 func (t *term) removeRevisions(ctx context.Context, revisions []configmap.Revision) error {
 	var errs []error
 	for _, r := range revisions {
-		err := t.config.Client.AppsV1().ControllerRevisions(r.Home).Delete(ctx, r.ObjectName, metav1.DeleteOptions{})
+		err := t.config.Revisions.ControllerRevisions(r.Home).Delete(ctx, r.ObjectName, metav1.DeleteOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			errs = append(errs, fmt.Errorf("removing an old revision: %w", err))
 		}

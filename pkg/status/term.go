@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
@@ -98,7 +99,7 @@ func (t *term) targetsOf(state State) map[types.NamespacedName]target {
 	all := make(map[types.NamespacedName]target, len(state.ConfigMaps))
 	statuses := make(map[types.NamespacedName][]policy.Status, len(state.ConfigMaps))
 	for _, s := range state.Report.Modules {
-		name := types.NamespacedName{Namespace: s.ID.Namespace, Name: s.ID.Name}
+		name := configmap.NameOf(s.ID)
 		statuses[name] = append(statuses[name], s)
 	}
 	for name, modules := range byConfigMap(state.Keep) {
@@ -133,7 +134,7 @@ func (t *term) targetsOf(state State) map[types.NamespacedName]target {
 func byConfigMap(modules policy.Set) map[types.NamespacedName]policy.Set {
 	sets := make(map[types.NamespacedName]policy.Set)
 	for id, m := range modules {
-		name := types.NamespacedName{Namespace: id.Namespace, Name: id.Name}
+		name := configmap.NameOf(id)
 		if sets[name] == nil {
 			sets[name] = make(policy.Set)
 		}
@@ -268,12 +269,11 @@ func (t *term) tidy(ctx context.Context) {
 	if err := t.sweep(ctx); err != nil && ctx.Err() == nil {
 		t.config.Log.Warn("statuses on ConfigMaps that are no policies stay", "error", err)
 	}
-	for ctx.Err() == nil {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		if err := t.config.Replicas.forget(ctx); err != nil && ctx.Err() == nil {
 			t.config.Log.Warn("replicas that are gone are still listed", "error", err)
 		}
-		wait(ctx, tidyEvery)
-	}
+	}, tidyEvery)
 }
 
 // forgotten drops what was told of a ConfigMap that is gone.

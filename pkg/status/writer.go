@@ -16,13 +16,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
+	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -30,12 +29,15 @@ import (
 
 // WriterConfig is what a Writer needs.
 type WriterConfig struct {
-	// Client writes ConfigMaps and revisions; its rate limit is the writer's.
-	Client kubernetes.Interface
+	// ConfigMaps, Revisions and Leases write statuses, revisions and who is
+	// elected; they share one rate limit, which is the writer's.
+	ConfigMaps typedcorev1.ConfigMapsGetter
+	Revisions  typedappsv1.ControllerRevisionsGetter
+	Leases     typedcoordinationv1.LeasesGetter
 	// Metadata finds ConfigMaps that carry a status and are no policies.
 	Metadata metadata.Interface
 	// Events writes events, at a rate of its own: they may wait.
-	Events kubernetes.Interface
+	Events typedcorev1.EventsGetter
 	// Annotation is the key of the status; empty: none is written.
 	Annotation string
 	// Namespaces are those of the policies; metav1.NamespaceAll stands for all.
@@ -137,7 +139,7 @@ func (w *Writer) Run(ctx context.Context, look func()) error {
 	elector, err := leaderelection.NewLeaderElector(leaderelection.LeaderElectionConfig{
 		Lock: &resourcelock.LeaseLock{
 			LeaseMeta:  metav1.ObjectMeta{Namespace: w.config.Namespace, Name: leaseName},
-			Client:     w.config.Client.CoordinationV1(),
+			Client:     w.config.Leases,
 			LockConfig: resourcelock.ResourceLockConfig{Identity: w.config.Identity},
 		},
 		LeaseDuration:   leaseDuration,
@@ -182,7 +184,7 @@ func (w *Writer) rescue(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case revision := <-w.rescues:
-			if err := create(ctx, w.config.Client, revision); err != nil && ctx.Err() == nil {
+			if err := create(ctx, w.config.Revisions, revision); err != nil && ctx.Err() == nil {
 				w.config.Log.Error("a good version that only this replica knows could not be recorded",
 					"configMap", revision.Namespace+"/"+revision.Name, "error", err)
 			}
@@ -193,10 +195,7 @@ func (w *Writer) rescue(ctx context.Context) {
 // lead writes until ctx ends.
 func (w *Writer) lead(ctx context.Context) {
 	w.config.Log.Info("this replica writes the statuses")
-	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: w.config.Events.CoreV1().Events("")})
-	defer broadcaster.Shutdown()
-	t := newTerm(w.config, w.leads, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}))
+	t := newTerm(w.config, w.leads, newRecorder(ctx, w.config.Events))
 	w.begin(t)
 	var wg sync.WaitGroup
 	for range workers {

@@ -20,11 +20,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
+	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/informer"
 )
 
 // ErrNotSynced says that the first full list of ConfigMaps, or that of their
@@ -41,8 +42,10 @@ const (
 
 // ClusterConfig is what a Cluster needs.
 type ClusterConfig struct {
-	// Client reads ConfigMaps.
-	Client kubernetes.Interface
+	// ConfigMaps reads ConfigMaps.
+	ConfigMaps typedcorev1.ConfigMapsGetter
+	// Revisions reads their revisions.
+	Revisions typedappsv1.ControllerRevisionsGetter
 	// Namespaces to watch; metav1.NamespaceAll stands for all of them.
 	Namespaces []string
 	// Home is the namespace of the revisions.
@@ -68,6 +71,7 @@ type Cluster struct {
 // namespaceInformer is an informer of one namespace and what ails it.
 type namespaceInformer struct {
 	cache.SharedIndexInformer
+	transform cache.TransformFunc
 	what      string // the resource, as a person calls it
 	namespace string
 	selector  string
@@ -82,28 +86,23 @@ func NewCluster(config ClusterConfig) *Cluster {
 	for _, namespace := range config.Namespaces {
 		for _, selector := range config.Selectors {
 			c.configMaps = append(c.configMaps, &namespaceInformer{
-				SharedIndexInformer: c.factory(namespace, selector.String(), trim).Core().V1().ConfigMaps().Informer(),
-				what:                "ConfigMaps",
-				namespace:           namespace,
-				selector:            selector.String(),
+				SharedIndexInformer: informer.New(config.ConfigMaps.ConfigMaps(namespace), &corev1.ConfigMap{},
+					metav1.ListOptions{LabelSelector: selector.String()}),
+				transform: trim,
+				what:      "ConfigMaps",
+				namespace: namespace,
+				selector:  selector.String(),
 			})
 		}
 	}
-	ours := labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()
 	c.revisions = &namespaceInformer{
-		SharedIndexInformer: c.factory(config.Home, ours, c.parse).Apps().V1().ControllerRevisions().Informer(),
-		what:                "ControllerRevisions",
-		namespace:           config.Home,
+		SharedIndexInformer: informer.New(config.Revisions.ControllerRevisions(config.Home), &appsv1.ControllerRevision{},
+			metav1.ListOptions{LabelSelector: labels.Set{configmap.ManagedByLabel: configmap.ManagedBy}.String()}),
+		transform: c.parse,
+		what:      "ControllerRevisions",
+		namespace: config.Home,
 	}
 	return c
-}
-
-func (c *Cluster) factory(namespace, selector string, transform cache.TransformFunc) informers.SharedInformerFactory {
-	return informers.NewSharedInformerFactoryWithOptions(c.config.Client, 0,
-		informers.WithNamespace(namespace),
-		informers.WithTransform(transform),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = selector }),
-	)
 }
 
 // trim drops what nobody here reads before the informer keeps it.
@@ -171,6 +170,9 @@ func (c *Cluster) Run(ctx context.Context, look func()) error {
 }
 
 func (c *Cluster) prepare(i *namespaceInformer, look func()) error {
+	if err := i.SetTransform(i.transform); err != nil {
+		return fmt.Errorf("watching %s in namespace %s: %w", i.what, i.name(), err)
+	}
 	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, _ *cache.Reflector, err error) {
 		if ctx.Err() != nil || isRoutine(err) {
 			return
@@ -221,7 +223,7 @@ func (c *Cluster) keepContact(ctx context.Context, i *namespaceInformer, look fu
 func (c *Cluster) contact(ctx context.Context, i *namespaceInformer) error {
 	ctx, cancel := context.WithTimeout(ctx, contactTimeout)
 	defer cancel()
-	_, err := c.config.Client.CoreV1().ConfigMaps(i.namespace).List(ctx, metav1.ListOptions{
+	_, err := c.config.ConfigMaps.ConfigMaps(i.namespace).List(ctx, metav1.ListOptions{
 		LabelSelector: i.selector,
 		Limit:         1,
 	})
