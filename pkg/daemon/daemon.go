@@ -55,16 +55,24 @@ func Run(ctx context.Context, o Options, log *slog.Logger) error {
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	d := &daemon{
-		options: o, log: log, inbox: enforce.NewInbox(), engine: engine.New(),
-		metrics: server.NewMetrics(), certificate: newCertificate(), refusals: server.NewRefusals(),
-	}
+	d := newDaemon(o, log)
 	d.traces = tracing.Start(ctx, log)
 	defer d.traces.Stop(ctx)
+	var err error
+	if d.source, err = d.newSource(); err != nil {
+		return err
+	}
 	if err := d.prepare(); err != nil {
 		return err
 	}
 	return d.run(ctx)
+}
+
+func newDaemon(o Options, log *slog.Logger) *daemon {
+	return &daemon{
+		options: o, log: log, inbox: enforce.NewInbox(), engine: engine.New(),
+		metrics: server.NewMetrics(), certificate: newCertificate(), refusals: server.NewRefusals(),
+	}
 }
 
 type daemon struct {
@@ -109,22 +117,11 @@ type source interface {
 
 // prepare makes all that can be made before anything runs.
 func (d *daemon) prepare() error {
-	var err error
-	if d.source, err = d.newSource(); err != nil {
-		return err
-	}
 	configuration, err := d.configuration()
 	if err != nil {
 		return err
 	}
-	compiler, err := compile.New(compile.Config{
-		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
-		Builtins:         d.options.Builtins,
-		SystemNamespaces: d.systemNamespaces(),
-		Replicated:       d.options.compilerReplicated(),
-		MaskSecrets:      configuration.LogsDecisions(),
-		Entrypoint:       strings.Trim(d.options.Entrypoint, "/") == DefaultEntrypoint,
-	})
+	compiler, err := d.newCompiler(configuration)
 	if err != nil {
 		return err
 	}
@@ -135,13 +132,24 @@ func (d *daemon) prepare() error {
 			return err
 		}
 	}
-	d.loop = d.newLoop(compiler)
+	d.loop = enforce.New(d.loopConfig(compiler))
 	return nil
 }
 
-// newLoop makes the loop. What is nil in the daemon is left out: a nil pointer in an
-// interface is not nil.
-func (d *daemon) newLoop(compiler *compile.Compiler) *enforce.Loop {
+func (d *daemon) newCompiler(configuration opa.Configuration) (*compile.Compiler, error) {
+	return compile.New(compile.Config{
+		RegoVersion:      policy.RegoVersion(d.options.RegoVersion),
+		Builtins:         d.options.Builtins,
+		SystemNamespaces: d.systemNamespaces(),
+		Replicated:       d.options.compilerReplicated(),
+		MaskSecrets:      configuration.LogsDecisions(),
+		Entrypoint:       strings.Trim(d.options.Entrypoint, "/") == DefaultEntrypoint,
+	})
+}
+
+// loopConfig is what the loop needs. It leaves out what is nil in the daemon: a nil
+// pointer in an interface is not nil.
+func (d *daemon) loopConfig(compiler *compile.Compiler) enforce.Config {
 	config := enforce.Config{
 		Inbox:      d.inbox,
 		Source:     d.source,
@@ -161,7 +169,7 @@ func (d *daemon) newLoop(compiler *compile.Compiler) *enforce.Loop {
 	if d.replicator != nil {
 		config.Replication = d.replicator
 	}
-	return enforce.New(config)
+	return config
 }
 
 // newReplicator makes what puts objects of the cluster into data.

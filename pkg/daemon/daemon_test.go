@@ -55,13 +55,27 @@ func (l *lines) String() string {
 // policies: the text of each key main by the name of its ConfigMap.
 func start(t *testing.T, policies map[string]string) *running {
 	t.Helper()
-	d := &running{t: t, folder: t.TempDir(), log: &lines{}}
+	var files []string
 	for name, rego := range policies {
-		d.edit(name, rego)
+		files = append(files, name, rego)
+	}
+	return startIn(t, t.TempDir(), nil, files...)
+}
+
+// startIn is start over a folder, with options that the test changes, and more policies:
+// names and texts alternate.
+func startIn(t *testing.T, folder string, change func(*daemon.Options), policies ...string) *running {
+	t.Helper()
+	d := &running{t: t, folder: folder, log: &lines{}}
+	for n := 0; n < len(policies); n += 2 {
+		d.edit(policies[n], policies[n+1])
 	}
 	o := defaults()
 	o.Manifests = []string{d.folder}
 	o.Addr, o.DiagnosticAddr, o.APIAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	if change != nil {
+		change(&o)
+	}
 
 	listening := listeners{addresses: make(chan [2]string, 3)}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -175,6 +189,17 @@ type statusPage struct {
 	Fingerprint string
 	SourceError string
 	Modules     []moduleStatus
+	Bundles     []struct{ Name, Revision string }
+}
+
+// revision is that of a bundle in force.
+func (p statusPage) revision(bundle string) string {
+	for _, b := range p.Bundles {
+		if b.Name == bundle {
+			return b.Revision
+		}
+	}
+	return ""
 }
 
 type moduleStatus struct {

@@ -20,14 +20,10 @@ import (
 // moments and in other pieces, moves the task of writing from one to another, and
 // asks in quiet moments whether all have the same in force.
 func TestReplicasComeToTheSameSet(t *testing.T) {
-	sequences := 60
-	if testing.Short() {
-		sequences = 10
-	}
-	for seed := range sequences {
-		t.Run(fmt.Sprint(firstFleetSeed+seed), func(t *testing.T) {
+	for _, seed := range seeds(t, firstFleetSeed, 60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
-			newFleet(t, uint64(firstFleetSeed+seed)).play()
+			newFleet(t, seed).play()
 		})
 	}
 }

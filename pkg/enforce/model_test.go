@@ -31,16 +31,13 @@ const (
 // TestTheLoopDoesWhatTheModelSays plays sequences of edits, made up at random,
 // to the real loop and to the model, and compares them after each turn.
 func TestTheLoopDoesWhatTheModelSays(t *testing.T) {
-	sequences, steps := 120, 10
-	if testing.Short() {
-		sequences = 20
-	}
-	games := make([]*game, sequences)
+	all := seeds(t, firstSeed, 120)
+	games := make([]*game, len(all))
 	t.Run("sequence", func(t *testing.T) {
-		for seed := range sequences {
-			t.Run(fmt.Sprint(firstSeed+seed), func(t *testing.T) {
+		for n, seed := range all {
+			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
-				games[seed] = play(t, uint64(firstSeed+seed), steps)
+				games[n] = play(t, seed, 10)
 			})
 		}
 	})
