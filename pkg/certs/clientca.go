@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+
+	"github.com/kube-rego/kube-rego/pkg/reload"
 )
 
 // ClientCA is the CAs whose clients may connect, in a file that somebody else
@@ -41,7 +43,7 @@ func (c *ClientCA) Pool() *x509.CertPool { return c.current.Load().pool }
 // Run reads the file again from time to time until ctx ends. One that holds no
 // CA, or one that is broken, changes nothing.
 func (c *ClientCA) Run(ctx context.Context) {
-	keepNew(ctx, "client CA", c.file, c.reload, c.log)
+	reload.Run(ctx, "client CA", c.file, c.reload, c.log)
 }
 
 func (c *ClientCA) reload() (changed bool, err error) {

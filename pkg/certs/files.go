@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+
+	"github.com/kube-rego/kube-rego/pkg/reload"
 )
 
 // Files is a serving certificate that somebody else makes and renews.
@@ -36,7 +38,7 @@ func (f *Files) Certificate() *tls.Certificate { return &f.current.Load().parsed
 // Run reads the files again from time to time until ctx ends. Files that do not
 // fit together, as in the middle of a renewal, change nothing.
 func (f *Files) Run(ctx context.Context) {
-	keepNew(ctx, "serving certificate", f.certFile, f.reload, f.log)
+	reload.Run(ctx, "serving certificate", f.certFile, f.reload, f.log)
 }
 
 func (f *Files) reload() (changed bool, err error) {

@@ -11,12 +11,9 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
-	"time"
-)
 
-// tokenInterval is how often the file of a token is read again: as often as the
-// files of a certificate (pkg/certs), and for the same reason.
-const tokenInterval = 10 * time.Second
+	"github.com/kube-rego/kube-rego/pkg/reload"
+)
 
 // TokenFile is a bearer token in a file that somebody else keeps. What stays in
 // memory is its hash: that is all a comparison needs, and it is safe to print.
@@ -29,7 +26,7 @@ type TokenFile struct {
 // NewTokenFile reads the token; white space around it does not count. Run keeps
 // it new.
 func NewTokenFile(file string, log *slog.Logger) (*TokenFile, error) {
-	t := &TokenFile{file: file, log: log.With("file", file)}
+	t := &TokenFile{file: file, log: log}
 	if _, err := t.reload(); err != nil {
 		return nil, err
 	}
@@ -39,21 +36,7 @@ func NewTokenFile(file string, log *slog.Logger) (*TokenFile, error) {
 // Run reads the file again from time to time until ctx ends. One that is empty
 // or gone changes nothing.
 func (t *TokenFile) Run(ctx context.Context) {
-	ticker := time.NewTicker(tokenInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		switch changed, err := t.reload(); {
-		case err != nil:
-			t.log.Error("the token cannot be reloaded; the one before stays in use", "error", err)
-		case changed:
-			t.log.Info("token reloaded")
-		}
-	}
+	reload.Run(ctx, "token", t.file, t.reload, t.log)
 }
 
 func (t *TokenFile) reload() (changed bool, err error) {
