@@ -4,7 +4,6 @@ import (
 	"context"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 )
@@ -15,19 +14,11 @@ const reasonTimeout = "PolicyTimeout"
 // Alarms tell authors what their policies do on this replica, whoever is elected to
 // write statuses. Events of one kind on one ConfigMap are counted up, and bounded by
 // client-go: 25 at once and then one in five minutes.
-type Alarms struct {
-	broadcaster record.EventBroadcaster
-	recorder    record.EventRecorder
-}
+type Alarms struct{ recorder record.EventRecorder }
 
 // NewAlarms makes alarms that are raised through events until ctx ends.
 func NewAlarms(ctx context.Context, events typedcorev1.EventsGetter) *Alarms {
-	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: events.Events("")})
-	return &Alarms{
-		broadcaster: broadcaster,
-		recorder:    broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}),
-	}
+	return &Alarms{recorder: newRecorder(ctx, events)}
 }
 
 // Timeout raises the event that a policy of a ConfigMap took too long.

@@ -1,12 +1,16 @@
 package status
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/record"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -21,6 +25,13 @@ const (
 // maxEventBytes is what the API server takes of a message
 // (k8s.io/kubernetes/pkg/apis/core/validation, NoteLengthLimit).
 const maxEventBytes = 1024
+
+// newRecorder makes a recorder that writes through events until ctx ends.
+func newRecorder(ctx context.Context, events typedcorev1.EventsGetter) record.EventRecorder {
+	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: events.Events("")})
+	return broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"})
+}
 
 // announce raises an event for what is new: changes held for other reasons than
 // those last told, or another version in force. What the annotation said before

@@ -16,14 +16,12 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/scheme"
 	typedappsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
-	"k8s.io/client-go/tools/record"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -197,10 +195,7 @@ func (w *Writer) rescue(ctx context.Context) {
 // lead writes until ctx ends.
 func (w *Writer) lead(ctx context.Context) {
 	w.config.Log.Info("this replica writes the statuses")
-	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: w.config.Events.Events("")})
-	defer broadcaster.Shutdown()
-	t := newTerm(w.config, w.leads, broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kube-rego"}))
+	t := newTerm(w.config, w.leads, newRecorder(ctx, w.config.Events))
 	w.begin(t)
 	var wg sync.WaitGroup
 	for range workers {
