@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -55,6 +56,11 @@ func newModule(cm *corev1.ConfigMap, key string, kind policy.Kind) policy.Module
 		Created:       cm.CreationTimestamp.Time,
 		ObjectVersion: ObjectVersion(cm),
 	}
+}
+
+// NameOf returns the name of the ConfigMap that a module is a key of.
+func NameOf(id policy.ID) types.NamespacedName {
+	return types.NamespacedName{Namespace: id.Namespace, Name: id.Name}
 }
 
 // ObjectVersion is the object's resource version, which is a number that grows

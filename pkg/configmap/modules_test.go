@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/kube-rego/kube-rego/pkg/configmap"
 	"github.com/kube-rego/kube-rego/pkg/policy"
@@ -109,5 +110,12 @@ func TestModules(t *testing.T) {
 				t.Errorf("got  %+v\nwant %+v", got, test.want)
 			}
 		})
+	}
+}
+
+func TestNameOf(t *testing.T) {
+	got := configmap.NameOf(policy.ID{Namespace: "opa", Name: "rules", Key: "main"})
+	if want := (types.NamespacedName{Namespace: "opa", Name: "rules"}); got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }

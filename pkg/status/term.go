@@ -98,7 +98,7 @@ func (t *term) targetsOf(state State) map[types.NamespacedName]target {
 	all := make(map[types.NamespacedName]target, len(state.ConfigMaps))
 	statuses := make(map[types.NamespacedName][]policy.Status, len(state.ConfigMaps))
 	for _, s := range state.Report.Modules {
-		name := types.NamespacedName{Namespace: s.ID.Namespace, Name: s.ID.Name}
+		name := configmap.NameOf(s.ID)
 		statuses[name] = append(statuses[name], s)
 	}
 	for name, modules := range byConfigMap(state.Keep) {
@@ -133,7 +133,7 @@ func (t *term) targetsOf(state State) map[types.NamespacedName]target {
 func byConfigMap(modules policy.Set) map[types.NamespacedName]policy.Set {
 	sets := make(map[types.NamespacedName]policy.Set)
 	for id, m := range modules {
-		name := types.NamespacedName{Namespace: id.Namespace, Name: id.Name}
+		name := configmap.NameOf(id)
 		if sets[name] == nil {
 			sets[name] = make(policy.Set)
 		}
