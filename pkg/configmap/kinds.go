@@ -1,9 +1,6 @@
 package configmap
 
 import (
-	"errors"
-	"fmt"
-
 	"k8s.io/apimachinery/pkg/labels"
 
 	corev1 "k8s.io/api/core/v1"
@@ -23,17 +20,6 @@ func NewKinds(policyLabel, policyValue, dataLabel, dataValue string) Kinds {
 		Policy: labels.SelectorFromSet(labels.Set{policyLabel: policyValue}),
 		Data:   labels.SelectorFromSet(labels.Set{dataLabel: dataValue}),
 	}
-}
-
-// CheckLabels gathers what is wrong with two labels, naming their flags.
-func CheckLabels(policyLabel, policyValue, dataLabel, dataValue string) error {
-	var errs []error
-	for _, l := range []struct{ kind, label, value string }{{"policy", policyLabel, policyValue}, {"data", dataLabel, dataValue}} {
-		if _, err := labels.ValidatedSelectorFromSet(labels.Set{l.label: l.value}); err != nil || l.label == "" {
-			errs = append(errs, fmt.Errorf("--%[1]s-label and --%[1]s-value: %[2]q is not a label", l.kind, l.label+"="+l.value))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // Selectors are those of Kinds that select anything.

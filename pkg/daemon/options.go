@@ -6,7 +6,6 @@ import (
 	"net"
 	"slices"
 	"strconv"
-	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -125,20 +124,18 @@ func (o Options) validateSource() error {
 		errs = append(errs, errors.New("--namespaces: want at least one namespace, or * for all"))
 	}
 	for _, namespace := range o.Namespaces {
-		if problems := validation.IsDNS1123Label(namespace); namespace != AllNamespaces && len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--namespaces: %q: %s", namespace, short(problems)))
+		if namespace != AllNamespaces {
+			errs = append(errs, configmap.CheckFlag("--namespaces", namespace, validation.IsDNS1123Label))
 		}
 	}
 	if slices.Contains(o.Namespaces, AllNamespaces) && len(o.Namespaces) > 1 {
 		errs = append(errs, errors.New("--namespaces: * stands for all namespaces; name no others beside it"))
 	}
 	for _, namespace := range o.SystemNamespaces {
-		if problems := validation.IsDNS1123Label(namespace); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--system-namespaces: %q: %s", namespace, short(problems)))
-		}
+		errs = append(errs, configmap.CheckFlag("--system-namespaces", namespace, validation.IsDNS1123Label))
 	}
-	if problems := validation.IsQualifiedName(o.StatusAnnotation); o.StatusAnnotation != "" && len(problems) > 0 {
-		errs = append(errs, fmt.Errorf("--status-annotation: %q: %s", o.StatusAnnotation, short(problems)))
+	if o.StatusAnnotation != "" {
+		errs = append(errs, configmap.CheckFlag("--status-annotation", o.StatusAnnotation, validation.IsQualifiedName))
 	}
 	if slices.Contains(o.Manifests, "") {
 		errs = append(errs, errors.New("--manifests: a path is empty"))
@@ -150,17 +147,7 @@ func (o Options) validateSource() error {
 }
 
 func (o Options) validateLabels() error {
-	var errs []error
-	for _, l := range []struct{ kind, label, value string }{
-		{"policy", o.PolicyLabel, o.PolicyValue}, {"data", o.DataLabel, o.DataValue},
-	} {
-		if problems := validation.IsQualifiedName(l.label); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--%s-label: %q: %s", l.kind, l.label, short(problems)))
-		}
-		if problems := validation.IsValidLabelValue(l.value); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--%s-value: %q: %s", l.kind, l.value, short(problems)))
-		}
-	}
+	errs := []error{configmap.CheckLabels(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue)}
 	switch {
 	case !o.EnablePolicies && !o.EnableData && o.OPAConfig == "":
 		errs = append(errs, errors.New("--enable-policies=false and --enable-data=false leave nothing to do without --opa-config"))
@@ -177,9 +164,7 @@ func (o Options) validateReplication() error {
 		errs = append(errs, errors.New("--replicate, --replicate-cluster and --replicate-auto need a cluster: they have no use beside --manifests"))
 	}
 	for _, namespace := range o.ReplicateIgnoreNamespaces {
-		if problems := validation.IsDNS1123Label(namespace); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--replicate-ignore-namespaces: %q: %s", namespace, short(problems)))
-		}
+		errs = append(errs, configmap.CheckFlag("--replicate-ignore-namespaces", namespace, validation.IsDNS1123Label))
 	}
 	return errors.Join(errs...)
 }
@@ -216,9 +201,7 @@ func (o Options) validateListeners() error {
 		errs = append(errs, errors.New("--webhook-configuration needs a cluster: it has no use beside --manifests"))
 	}
 	for _, name := range o.WebhookConfigurations {
-		if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-			errs = append(errs, fmt.Errorf("--webhook-configuration: %q: %s", name, short(problems)))
-		}
+		errs = append(errs, configmap.CheckFlag("--webhook-configuration", name, validation.IsDNS1123Subdomain))
 	}
 	return errors.Join(errs...)
 }
@@ -308,10 +291,4 @@ func (o Options) kinds() configmap.Kinds {
 		kinds.Data = labels.Nothing()
 	}
 	return kinds
-}
-
-// short is the first of apimachinery's problems without its examples.
-func short(problems []string) string {
-	text, _, _ := strings.Cut(problems[0], " (e.g.")
-	return text
 }

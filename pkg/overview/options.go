@@ -48,21 +48,16 @@ type Options struct {
 // flag.
 func (o Options) Validate() error {
 	var errs []error
-	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if o.Output != Table && o.Output != JSON {
-		wrong("--output: unknown form %q: want %s or %s", o.Output, Table, JSON)
+		errs = append(errs, fmt.Errorf("--output: unknown form %q: want %s or %s", o.Output, Table, JSON))
 	}
-	errs = append(errs, configmap.CheckLabels(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue))
-	if len(validation.IsQualifiedName(o.StatusAnnotation)) > 0 {
-		wrong("--status-annotation: %q is not the key of an annotation", o.StatusAnnotation)
-	}
-	if len(validation.IsDNS1123Label(o.Namespace)) > 0 {
-		wrong("--namespace: %q is not the name of a namespace", o.Namespace)
-	}
-	if len(validation.IsDNS1123Label(o.ReplicaNamespace)) > 0 {
-		wrong("--kube-rego-namespace: %q is not the name of a namespace", o.ReplicaNamespace)
-	}
-	return errors.Join(append(errs, o.validateName())...)
+	return errors.Join(append(errs,
+		configmap.CheckLabels(o.PolicyLabel, o.PolicyValue, o.DataLabel, o.DataValue),
+		configmap.CheckFlag("--status-annotation", o.StatusAnnotation, validation.IsQualifiedName),
+		configmap.CheckFlag("--namespace", o.Namespace, validation.IsDNS1123Label),
+		configmap.CheckFlag("--kube-rego-namespace", o.ReplicaNamespace, validation.IsDNS1123Label),
+		o.validateName(),
+	)...)
 }
 
 func (o Options) validateName() error {
