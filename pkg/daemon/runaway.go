@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	"github.com/kube-rego/kube-rego/pkg/admission"
 	"github.com/kube-rego/kube-rego/pkg/status"
@@ -45,15 +46,13 @@ func (r *runaways) add(answer admission.Answer) {
 }
 
 func (r *runaways) run(ctx context.Context) {
-	for {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		select {
 		case <-ctx.Done():
-			return
 		case answer := <-r.answers:
 			r.look(ctx, answer)
-			pause(ctx, suspectEvery)
 		}
-	}
+	}, suspectEvery)
 }
 
 // look names who is being evaluated when the time is up.

@@ -16,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/wait"
 	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/tools/cache"
 
@@ -197,10 +198,9 @@ func (r *Replicas) noteRemoval(object any, look func()) {
 // publish keeps our Lease until ctx ends, and then takes it away.
 func (r *Replicas) publish(ctx context.Context) {
 	var failing error
-	for {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		select {
 		case <-ctx.Done():
-			r.withdraw(context.WithoutCancel(ctx))
 			return
 		case <-r.changed:
 		case <-time.After(renewEvery):
@@ -210,15 +210,8 @@ func (r *Replicas) publish(ctx context.Context) {
 			r.config.Log.Warn("this replica cannot say what it has in force; trying again", "error", err)
 		}
 		failing = err
-		wait(ctx, publishPause)
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
+	}, publishPause)
+	r.withdraw(context.WithoutCancel(ctx))
 }
 
 // write writes our Lease, once there is something to say.

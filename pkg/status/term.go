@@ -9,6 +9,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
@@ -268,12 +269,11 @@ func (t *term) tidy(ctx context.Context) {
 	if err := t.sweep(ctx); err != nil && ctx.Err() == nil {
 		t.config.Log.Warn("statuses on ConfigMaps that are no policies stay", "error", err)
 	}
-	for ctx.Err() == nil {
+	wait.UntilWithContext(ctx, func(ctx context.Context) {
 		if err := t.config.Replicas.forget(ctx); err != nil && ctx.Err() == nil {
 			t.config.Log.Warn("replicas that are gone are still listed", "error", err)
 		}
-		wait(ctx, tidyEvery)
-	}
+	}, tidyEvery)
 }
 
 // forgotten drops what was told of a ConfigMap that is gone.
