@@ -20,32 +20,35 @@ func TestRunReadsFromTimeToTime(t *testing.T) {
 			}
 			return a
 		}}))
-		var changed bool
-		var failure error
+		type result struct {
+			changed bool
+			err     error
+		}
+		results := make(chan result, 1)
 		reads := 0
 		read := func() (bool, error) {
+			r := <-results
 			reads++
-			return changed, failure
+			return r.changed, r.err
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		stopped := make(chan struct{})
 		go func() { Run(ctx, "token", "/token", read, log); close(stopped) }()
 		for n, step := range []struct {
-			name    string
-			changed bool
-			failure error
-			log     string
+			name   string
+			result result
+			log    string
 		}{
 			{name: "what has not changed is passed over in silence"},
 			{
-				name: "what cannot be read is logged", failure: errors.New("it is empty"),
+				name: "what cannot be read is logged", result: result{err: errors.New("it is empty")},
 				log: `level=ERROR msg="a file cannot be reloaded; what it held before stays in use" what=token file=/token error="it is empty"` + "\n",
 			},
-			{name: "what has changed is logged", changed: true, log: `level=INFO msg="file reloaded" what=token file=/token` + "\n"},
+			{name: "what has changed is logged", result: result{changed: true}, log: `level=INFO msg="file reloaded" what=token file=/token` + "\n"},
 			{name: "what has changed once is logged once"},
 		} {
 			lines.Reset()
-			changed, failure = step.changed, step.failure
+			results <- step.result
 			time.Sleep(interval)
 			synctest.Wait()
 			if reads != n+1 {
