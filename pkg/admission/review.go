@@ -138,7 +138,7 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 	}
 	var content map[string]any
 	if err == nil {
-		content, answer.Body, err = r.made(ctx, review, decision, &answer)
+		content, answer.Body, err = r.render(ctx, review, decision, &answer)
 	}
 	if err != nil {
 		answer.Cause, answer.Action = outOfTime(err), r.action(review, err)
@@ -155,8 +155,8 @@ func (r *Reviewer) Review(ctx context.Context, body []byte) (Answer, error) {
 	return answer, nil
 }
 
-// made is what is made of a decision, and its JSON.
-func (r *Reviewer) made(ctx context.Context, review review, decision policy.Decision, answer *Answer) (map[string]any, []byte, error) {
+// render returns the answer that a decision makes, and its JSON.
+func (r *Reviewer) render(ctx context.Context, review review, decision policy.Decision, answer *Answer) (map[string]any, []byte, error) {
 	content, err := review.kind.answer(r.config, review, decision)
 	if err == nil && review.kind.field == responseField {
 		if says(content) {

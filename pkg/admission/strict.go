@@ -13,11 +13,11 @@ import (
 func strictly(answer, response map[string]any, review review) error {
 	for _, f := range []struct{ name, want string }{{"apiVersion", review.apiVersion}, {"kind", review.kind.name}} {
 		if text(answer[f.name]) != f.want {
-			return fmt.Errorf("%s is %s, want %q", f.name, told(answer[f.name]), f.want)
+			return fmt.Errorf("%s is %s, want %q", f.name, describe(answer[f.name]), f.want)
 		}
 	}
 	if text(response["uid"]) != review.uid {
-		return fmt.Errorf("response.uid is %s, want that of the request", told(response["uid"]))
+		return fmt.Errorf("response.uid is %s, want that of the request", describe(response["uid"]))
 	}
 	for _, check := range []func(map[string]any) error{strictStatus, strictPatch, strictWarnings, strictAnnotations} {
 		if err := check(response); err != nil {
@@ -27,8 +27,8 @@ func strictly(answer, response map[string]any, review review) error {
 	return nil
 }
 
-// told is a text as it is, and the type of everything else.
-func told(v any) string {
+// describe returns a text as it is, and the type of everything else.
+func describe(v any) string {
 	if s, ok := v.(string); ok {
 		return fmt.Sprintf("%q", s)
 	}
@@ -57,7 +57,7 @@ func strictPatch(response map[string]any) error {
 	case !ok:
 		return fmt.Errorf("response.patch is %s, want base64", jsonType(response["patch"]))
 	case response["patchType"] != patchTypeJSON:
-		return fmt.Errorf("response.patchType is %s, want %q", told(response["patchType"]), patchTypeJSON)
+		return fmt.Errorf("response.patchType is %s, want %q", describe(response["patchType"]), patchTypeJSON)
 	case response["allowed"] != true:
 		return errors.New("response.patch stands beside a denial")
 	}

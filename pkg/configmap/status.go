@@ -58,7 +58,7 @@ type location struct {
 // force and there is nothing to say about it. Or else each problem with its place,
 // or, if all is in force, each warning; those of the ConfigMap itself come last.
 func Status(modules []policy.Status, warnings ...policy.Problem) string {
-	s := status{Status: ToldError, InForce: policy.Previous}
+	s := status{Status: StatusError, InForce: policy.Previous}
 	var errs []moduleError
 	for _, m := range modules {
 		if m.Held() && m.InForce == policy.None {
@@ -77,7 +77,7 @@ func Status(modules []policy.Status, warnings ...policy.Problem) string {
 	case len(errs) == 0 && len(s.Warnings) == 0:
 		return OK
 	case len(errs) == 0:
-		s.Status, s.InForce = ToldWarning, ""
+		s.Status, s.InForce = StatusWarning, ""
 		return encode(s)
 	}
 	text := ""

@@ -126,6 +126,7 @@ func (h *house) step() {
 	case 1:
 		h.met.meet("restart")
 		h.tell("restart")
+		h.now.stop()
 		h.now = h.start()
 	default:
 		for range 1 + h.random.IntN(3) {
@@ -154,7 +155,9 @@ func (h *house) compare() {
 	now := h.now.ask()
 	h.tell("answers: %+v", now)
 	now.check(h)
-	if fresh := h.start().ask(); fmt.Sprint(fresh) != fmt.Sprint(now) {
+	started := h.start()
+	defer started.stop()
+	if fresh := started.ask(); fmt.Sprint(fresh) != fmt.Sprint(now) {
 		h.Errorf("a process that has just started answers\n%+v\nthe running one\n%+v", fresh, now)
 	}
 }
@@ -163,6 +166,7 @@ func (h *house) compare() {
 type process struct {
 	loop                     *Loop
 	t                        *testing.T
+	stop                     func() // ends OPA's plugins
 	webhook, api, diagnostic http.Handler
 }
 
@@ -213,13 +217,14 @@ func (p *process) run(host *opa.Host) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(p.t.Context()))
 	drained, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- host.Run(ctx, drained) }()
-	p.t.Cleanup(func() {
+	p.stop = sync.OnceFunc(func() {
 		cancel()
 		close(drained)
 		if err := <-ended; err != nil {
 			p.t.Error(err)
 		}
 	})
+	p.t.Cleanup(p.stop)
 	for deadline := time.Now().Add(time.Minute); !host.Complete(); {
 		if time.Now().After(deadline) {
 			p.t.Fatal("OPA's plugins do not run")

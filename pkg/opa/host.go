@@ -159,7 +159,7 @@ func (h *Host) follow() {
 		h.mu.Lock()
 		h.watched = p
 		h.mu.Unlock()
-		p.RegisterBulkListener(h, h.tried)
+		p.RegisterBulkListener(h, h.noteStatuses)
 	}
 }
 
@@ -167,13 +167,13 @@ func (h *Host) follow() {
 func (h *Host) followDiscovery() {
 	if d := discovery.Lookup(h.current()); d != nil {
 		d.RegisterListener(h, func(status bundleplugin.Status) {
-			h.tried(map[string]*bundleplugin.Status{discovery.Name: &status})
+			h.noteStatuses(map[string]*bundleplugin.Status{discovery.Name: &status})
 		})
 	}
 }
 
-// tried takes in what became of bundles.
-func (h *Host) tried(statuses map[string]*bundleplugin.Status) {
+// noteStatuses takes in what became of bundles.
+func (h *Host) noteStatuses(statuses map[string]*bundleplugin.Status) {
 	h.mu.Lock()
 	for name, status := range statuses {
 		copied := *status

@@ -108,21 +108,21 @@ func (o Options) describe(cm *corev1.ConfigMap, newest configmap.Revision) Confi
 		}
 		return c
 	}
-	told, err := configmap.ParseStatus(text)
+	parsed, err := configmap.ParseStatus(text)
 	if err != nil {
-		told = configmap.Told{Status: statusUnknown, Message: err.Error()}
+		parsed = configmap.ParsedStatus{Status: statusUnknown, Message: err.Error()}
 	}
-	c.Status, c.InForce, c.Message = told.Status, told.InForce, told.Message
-	if told.Status == configmap.ToldOK || told.Status == configmap.ToldWarning {
+	c.Status, c.InForce, c.Message = parsed.Status, parsed.InForce, parsed.Message
+	if parsed.Status == configmap.StatusOK || parsed.Status == configmap.StatusWarning {
 		c.InForce = policy.Current
 	}
-	if told.InForce == "" && newest.Number > 0 {
+	if parsed.InForce == "" && newest.Number > 0 {
 		c.InForce = o.inForce(cm, newest)
 	}
-	if (told.Status == configmap.ToldOK || told.Status == configmap.ToldWarning) && c.InForce != policy.Current {
+	if (parsed.Status == configmap.StatusOK || parsed.Status == configmap.StatusWarning) && c.InForce != policy.Current {
 		c.Message = outdated
 	}
-	c.Problems, c.Warnings = located(cm, told.Problems), located(cm, told.Warnings)
+	c.Problems, c.Warnings = located(cm, parsed.Problems), located(cm, parsed.Warnings)
 	return c
 }
 
@@ -146,9 +146,9 @@ func (o Options) inForce(cm *corev1.ConfigMap, newest configmap.Revision) policy
 }
 
 // located adds to each problem its line of the ConfigMap.
-func located(cm *corev1.ConfigMap, told []configmap.ToldProblem) []Problem {
+func located(cm *corev1.ConfigMap, parsed []configmap.ModuleProblem) []Problem {
 	var problems []Problem
-	for _, p := range told {
+	for _, p := range parsed {
 		problem := Problem{Module: p.Module, Problem: p.Problem}
 		if key, ok := strings.CutPrefix(p.Module, cm.Namespace+"/"+cm.Name+"/"); ok {
 			problem.Problem = p.In(cm.Data[key])

@@ -88,8 +88,8 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestAProblemOfAnotherConfigMapShowsNoLine(t *testing.T) {
-	told := configmap.ToldProblem{Module: "opa/rules-2/main", Problem: policy.Problem{Row: 1, Col: 1}}
-	got := located(newConfigMap("", map[string]string{"main": "package a", "2/main": "package b"}), []configmap.ToldProblem{told})
+	parsed := configmap.ModuleProblem{Module: "opa/rules-2/main", Problem: policy.Problem{Row: 1, Col: 1}}
+	got := located(newConfigMap("", map[string]string{"main": "package a", "2/main": "package b"}), []configmap.ModuleProblem{parsed})
 	if len(got) != 1 || got[0].Source != "" || got[0].Module != "opa/rules-2/main" {
 		t.Errorf("got %+v", got)
 	}

@@ -35,14 +35,14 @@ func Run(ctx context.Context, o Options, stdout, stderr io.Writer) error {
 	return r.print(stdout, overview, now)
 }
 
-// told is what can be told in both forms.
-type told interface{ Text(now time.Time) string }
+// printable is what can be printed in both forms.
+type printable interface{ Text(now time.Time) string }
 
-func (r *reader) print(stdout io.Writer, t told, now time.Time) error {
-	text := t.Text(now)
+func (r *reader) print(stdout io.Writer, p printable, now time.Time) error {
+	text := p.Text(now)
 	if r.Output == JSON {
 		var err error
-		if text, err = encode(t); err != nil {
+		if text, err = encode(p); err != nil {
 			return err
 		}
 	}

@@ -113,7 +113,7 @@ func (h *Webhook) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		code = codeInvalidParameter
 	}
 	h.config.Log.Warn("no decision", "path", r.URL.Path, "status", status, "remote", r.RemoteAddr, "error", err)
-	writeAPIError(w, status, code, told(err))
+	writeAPIError(w, status, code, publicMessage(err))
 }
 
 func noDecision(w http.ResponseWriter, r *http.Request) {

@@ -19,7 +19,7 @@ type Metrics struct {
 	reviews    *prometheus.HistogramVec
 	fallbacks  *prometheus.CounterVec
 	timeouts   *prometheus.CounterVec
-	ranOut     names
+	ranOut     labelValues
 	requests   *prometheus.HistogramVec
 	dropped    prometheus.Counter
 	modules    *prometheus.GaugeVec
@@ -299,14 +299,14 @@ func (m *Metrics) RanOut(module string) { m.timeouts.WithLabelValues(m.ranOut.bo
 // maxNames is how many modules have a series of their own.
 const maxNames = 100
 
-// names are the values that a label has had.
-type names struct {
+// labelValues are the values that a label has had.
+type labelValues struct {
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
 // bounded is the name, or other if there are too many.
-func (n *names) bounded(name string) string {
+func (n *labelValues) bounded(name string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.seen[name] {

@@ -130,7 +130,7 @@ func (h *Webhook) review(w http.ResponseWriter, r *http.Request, reviewer Review
 	h.account(r, answer, err, outcome, status, took)
 	describe(span, answer, outcome, h.config.Entrypoint)
 	if err != nil {
-		writeError(w, status, told(err))
+		writeError(w, status, publicMessage(err))
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -161,7 +161,7 @@ func (h *Webhook) account(r *http.Request, answer admission.Answer, err error, o
 	case err != nil:
 		about(h.config.Log, answer).Warn("no decision", "outcome", outcome, "status", status, "remote", r.RemoteAddr, "error", err)
 	default:
-		h.tell(r.Context(), answer, outcome)
+		h.logDecision(r.Context(), answer, outcome)
 	}
 	if (outcome == outcomeTimeout || outcome == outcomeCanceled && took > slow) && h.config.RanOut != nil {
 		h.config.RanOut(answer)
@@ -176,8 +176,8 @@ func (h *Webhook) account(r *http.Request, answer admission.Answer, err error, o
 // rounded up, and waits for a second at least.
 const slow = 900 * time.Millisecond
 
-// tell logs a decision. What is not denied is most of it, and seldom logged.
-func (h *Webhook) tell(ctx context.Context, answer admission.Answer, outcome string) {
+// logDecision logs a decision. What is not denied is most of it, and seldom logged.
+func (h *Webhook) logDecision(ctx context.Context, answer admission.Answer, outcome string) {
 	level := slog.LevelInfo
 	if answer.Allowed || answer.NoOpinion {
 		level = slog.LevelDebug
@@ -200,9 +200,9 @@ func refusal(answer admission.Answer, outcome string) Refusal {
 	}
 }
 
-// told is what whoever made the request hears of an error: not what ails us
+// publicMessage returns what whoever made the request reads of an error: not what ails us
 // until we are ready, which is for those who can read /readyz.
-func told(err error) string {
+func publicMessage(err error) string {
 	var notReady *notReadyError
 	if errors.As(err, &notReady) {
 		return "kube-rego is not ready: the first whole policy set is not in force yet"

@@ -11,42 +11,42 @@ import (
 
 func TestParseStatusReadsWhatIsWritten(t *testing.T) {
 	problem := policy.Problem{Code: "rego_parse_error", Message: "unexpected <eof>", Row: 3, Col: 14}
-	told := configmap.ToldProblem{Module: "opa/rules/main", Problem: problem}
+	told := configmap.ModuleProblem{Module: "opa/rules/main", Problem: problem}
 	many := make([]policy.Problem, 12)
 	for i := range many {
 		many[i] = problem
 	}
 	for _, test := range []struct {
 		name, text string
-		want       configmap.Told
+		want       configmap.ParsedStatus
 	}{
-		{"ok", configmap.OK, configmap.Told{Status: "ok"}},
-		{"pending says what it waits for", configmap.Pending, configmap.Told{Status: "pending", Message: "not yet in force on every replica"}},
+		{"ok", configmap.OK, configmap.ParsedStatus{Status: "ok"}},
+		{"pending says what it waits for", configmap.Pending, configmap.ParsedStatus{Status: "pending", Message: "not yet in force on every replica"}},
 		{
 			"an error with its problems and nothing beside them",
 			configmap.Status([]policy.Status{status("main", policy.Previous, problem)}),
-			configmap.Told{Status: "error", InForce: policy.Previous, Problems: []configmap.ToldProblem{told}},
+			configmap.ParsedStatus{Status: "error", InForce: policy.Previous, Problems: []configmap.ModuleProblem{told}},
 		},
 		{
 			"an error that shows ten of twelve problems says so",
 			configmap.Status([]policy.Status{status("main", policy.None, many...)}),
-			configmap.Told{
+			configmap.ParsedStatus{
 				Status: "error", InForce: policy.None, Message: "12, of which the first 10 are shown",
-				Problems: []configmap.ToldProblem{told, told, told, told, told, told, told, told, told, told},
+				Problems: []configmap.ModuleProblem{told, told, told, told, told, told, told, told, told, told},
 			},
 		},
 		{
 			"kube-mgmt does not say what is in force",
 			`{"status":"error","error":{"code":"invalid_parameter","message":"error(s) occurred while compiling module(s)",` +
 				`"errors":[{"code":"rego_parse_error","message":"unexpected <eof>","location":{"file":"opa/rules/main","row":3,"col":14}}]}}`,
-			configmap.Told{Status: "error", Problems: []configmap.ToldProblem{told}},
+			configmap.ParsedStatus{Status: "error", Problems: []configmap.ModuleProblem{told}},
 		},
 		{
 			"an error without problems keeps its message",
 			`{"status":"error","error":{"code":"internal_error","message":"no connection"}}`,
-			configmap.Told{Status: "error", Message: "no connection"},
+			configmap.ParsedStatus{Status: "error", Message: "no connection"},
 		},
-		{"an error that says nothing", `{"status":"error"}`, configmap.Told{Status: "error"}},
+		{"an error that says nothing", `{"status":"error"}`, configmap.ParsedStatus{Status: "error"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := configmap.ParseStatus(test.text)
