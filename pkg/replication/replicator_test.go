@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/discovery"
 
 	"github.com/kube-rego/kube-rego/internal/apitest"
+	"github.com/kube-rego/kube-rego/pkg/data"
 	"github.com/kube-rego/kube-rego/pkg/engine"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
@@ -37,7 +38,7 @@ type countedData struct {
 	applied atomic.Int64
 }
 
-func (d *countedData) Apply(changes ...engine.Change) {
+func (d *countedData) Apply(changes ...data.Change) {
 	d.applied.Add(1)
 	d.Engine.Apply(changes...)
 }
