@@ -6,7 +6,7 @@ import (
 	typedadmissionregistrationv1 "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
-	"github.com/kube-rego/kube-rego/internal/apitest"
+	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 )
 
 // newAPI is an API server that has what this package reads and writes.

@@ -16,7 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/kube-rego/kube-rego/internal/apitest"
+	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 )
 
 const (

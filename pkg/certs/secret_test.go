@@ -13,7 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/kube-rego/kube-rego/internal/apitest"
+	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 )
 
 var secretHosts = []string{"localhost"}

@@ -9,7 +9,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 
-	"github.com/kube-rego/kube-rego/internal/apitest"
+	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
