@@ -1,4 +1,4 @@
-// Package policy holds the words that every other room speaks: module, policy
+// Package policy holds the words that every other package speaks: module, policy
 // set, problem, report. It knows neither Kubernetes nor OPA; the standard
 // library is all it imports.
 //

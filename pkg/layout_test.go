@@ -1,4 +1,4 @@
-// Package pkg_test holds the plan of the house against the house.
+// Package pkg_test holds docs/ARCHITECTURE.md against the imports in the code.
 package pkg_test
 
 import (
@@ -19,59 +19,59 @@ const (
 	root   = ".."
 )
 
-// room is one row of the table in docs/ARCHITECTURE.md.
-type room struct {
-	floor     int
+// row is one row of the table in docs/ARCHITECTURE.md.
+type row struct {
+	layer     int
 	ours      []string
 	libraries []string
 }
 
 func TestTheCodeImportsWhatThePlanSays(t *testing.T) {
 	plan := readPlan(t)
-	houses := readHouse(t)
-	for path := range houses {
+	code := readImports(t)
+	for path := range code {
 		if _, ok := plan[path]; !ok {
-			t.Errorf("room %s is not in the plan", path)
+			t.Errorf("package %s is not in the plan", path)
 		}
 	}
-	for path, room := range plan {
-		imports, ok := houses[path]
+	for path, row := range plan {
+		imports, ok := code[path]
 		if !ok {
-			t.Errorf("room %s is in the plan, but there is no such folder with Go code", path)
+			t.Errorf("package %s is in the plan, but there is no such folder with Go code", path)
 			continue
 		}
 		ours, others := split(imports)
-		if !slices.Equal(ours, sorted(room.ours)) {
-			t.Errorf("room %s imports of ours %q; the plan says %q", path, ours, room.ours)
+		if !slices.Equal(ours, sorted(row.ours)) {
+			t.Errorf("package %s imports of ours %q; the plan says %q", path, ours, row.ours)
 		}
-		if got := libraries(others, room.libraries); !slices.Equal(got, sorted(room.libraries)) {
-			t.Errorf("room %s imports libraries %q; the plan says %q", path, got, room.libraries)
+		if got := libraries(others, row.libraries); !slices.Equal(got, sorted(row.libraries)) {
+			t.Errorf("package %s imports libraries %q; the plan says %q", path, got, row.libraries)
 		}
 	}
 }
 
 func TestArrowsPointDown(t *testing.T) {
 	plan := readPlan(t)
-	for path, room := range plan {
-		for _, other := range room.ours {
-			if plan[other].floor >= room.floor {
-				t.Errorf("room %s on floor %d imports %s on floor %d", path, room.floor, other, plan[other].floor)
+	for path, row := range plan {
+		for _, other := range row.ours {
+			if plan[other].layer >= row.layer {
+				t.Errorf("package %s in layer %d imports %s in layer %d", path, row.layer, other, plan[other].layer)
 			}
 		}
 	}
 }
 
-// The pure rooms: what decides is separate from what touches the world.
-func TestPureRoomsTouchNothing(t *testing.T) {
+// The pure packages: what decides is separate from what touches the world.
+func TestPurePackagesTouchNothing(t *testing.T) {
 	forbidden := []string{"log", "log/slog", "math/rand", "net", "net/http", "os", "os/exec", "syscall"}
 	for _, path := range []string{"pkg/policy", "pkg/data", "pkg/compile", "pkg/engine", "pkg/configmap", "pkg/admission"} {
-		imports := readHouse(t)[path]
+		imports := readImports(t)[path]
 		if len(imports) == 0 {
-			t.Errorf("there is no pure room %s", path)
+			t.Errorf("there is no pure package %s", path)
 		}
 		for _, name := range imports {
 			if slices.Contains(forbidden, name) {
-				t.Errorf("pure room %s imports %s", path, name)
+				t.Errorf("pure package %s imports %s", path, name)
 			}
 		}
 	}
@@ -82,26 +82,26 @@ var (
 	codePattern = regexp.MustCompile("`([^`]+)`")
 )
 
-func readPlan(t *testing.T) map[string]room {
+func readPlan(t *testing.T) map[string]row {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(root, "docs", "ARCHITECTURE.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	plan := make(map[string]room)
+	plan := make(map[string]row)
 	for line := range strings.Lines(string(text)) {
-		row := rowPattern.FindStringSubmatch(line)
-		if row == nil {
+		cells := rowPattern.FindStringSubmatch(line)
+		if cells == nil {
 			continue
 		}
-		floor, err := strconv.Atoi(row[2])
+		layer, err := strconv.Atoi(cells[2])
 		if err != nil {
 			t.Fatal(err)
 		}
-		plan[row[1]] = room{floor: floor, ours: names(row[3]), libraries: names(row[4])}
+		plan[cells[1]] = row{layer: layer, ours: names(cells[3]), libraries: names(cells[4])}
 	}
 	if len(plan) == 0 {
-		t.Fatal("there is no table of rooms in docs/ARCHITECTURE.md")
+		t.Fatal("there is no table of packages in docs/ARCHITECTURE.md")
 	}
 	return plan
 }
@@ -114,12 +114,12 @@ func names(cell string) []string {
 	return all
 }
 
-// readHouse is the imports of each room, tests left out.
-func readHouse(t *testing.T) map[string][]string {
+// readImports returns the imports of each package, tests left out.
+func readImports(t *testing.T) map[string][]string {
 	t.Helper()
-	house := make(map[string][]string)
-	for _, wing := range []string{"cmd", "pkg"} {
-		err := filepath.WalkDir(filepath.Join(root, wing), func(path string, entry fs.DirEntry, err error) error {
+	all := make(map[string][]string)
+	for _, folder := range []string{"cmd", "pkg"} {
+		err := filepath.WalkDir(filepath.Join(root, folder), func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
 				return err
 			}
@@ -133,7 +133,7 @@ func readHouse(t *testing.T) map[string][]string {
 			}
 			name := filepath.ToSlash(relative)
 			for _, spec := range file.Imports {
-				house[name] = append(house[name], strings.Trim(spec.Path.Value, `"`))
+				all[name] = append(all[name], strings.Trim(spec.Path.Value, `"`))
 			}
 			return nil
 		})
@@ -141,7 +141,7 @@ func readHouse(t *testing.T) map[string][]string {
 			t.Fatal(err)
 		}
 	}
-	return house
+	return all
 }
 
 // split parts the imports that are not of the standard library into ours and
