@@ -23,10 +23,8 @@ demo: programs ## play the whole story on two real control planes (the first tim
 	@e2e/run demo --dir ../.local/demo
 
 .PHONY: test
-test: programs ## run all tests, unit and end to end, with the race detector
-	go test -race ./...
-	@# Not from Go's test cache: it does not see that kube-rego and manifests/, outside this module, have changed.
-	cd e2e && go test -race -count=1 -timeout 30m ./...
+test: ## run all tests, unit and end to end, side by side and with the race detector
+	@e2e/run sidebyside -race
 
 .PHONY: programs
 programs:
