@@ -51,7 +51,24 @@ RESTARTS ?= 1000
 
 .PHONY: restarts
 restarts: programs ## kill replicas at 1,000 random moments under edits, and judge every decision (about 15 minutes)
-	cd e2e && KUBE_REGO_RESTARTS=$(RESTARTS) go test -v -count=1 -timeout 2h -run '^TestRandomRestarts$$' .
+	cd e2e && KUBE_REGO_RESTARTS=$(RESTARTS) go test -v -race -vet=off -count=1 -timeout 2h -run '^TestRandomRestarts$$' .
+
+# About how many minutes make soak takes on two cores, and the seed of its first sequences.
+SOAK ?= 30
+SEED ?=
+soak_seed := $(or $(SEED),$(shell date +%s))
+# A line for each of thousands of sequences is too much.
+soak_test = go test -v -vet=off -count=1 -timeout 24h -run '^($(1))$$' $(2) | grep --line-buffered -vE '^ *(===|--- PASS: .*/)'
+
+.PHONY: soak
+soak: programs ## let the random tests run long, about SOAK=30 minutes; SEED=n repeats a run, and is printed
+	@echo 'make soak SOAK=$(SOAK) SEED=$(soak_seed)'
+	export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) * 100)); \
+		$(call soak_test,TestTheLoopDoesWhatTheModelSays|TestReplicasComeToTheSameSet,./pkg/enforce)
+	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) / 2 + 1)); \
+		$(call soak_test,TestDataFollowsTheCluster,.)
+	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_RESTARTS=$$(($(SOAK) * 40)); \
+		$(call soak_test,TestRandomRestarts,-race .)
 
 .PHONY: fuzz
 fuzz: ## a minute for each fuzz target
