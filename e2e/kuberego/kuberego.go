@@ -42,6 +42,8 @@ type Config struct {
 	Dir string
 	// Args are further arguments of every instance. They come last, so they win over those of the Deployment.
 	Args []string
+	// Port is where the API server asks, if something else than Start listens there. Zero: it is chosen.
+	Port int
 }
 
 // Installation is kube-rego on one control plane: what is in the cluster, and the processes that stand for its pods.
@@ -80,7 +82,10 @@ func Prepare(cfg Config) (*Installation, error) {
 		return nil, fmt.Errorf("find the folder of the installation: %w", err)
 	}
 	cfg.Dir = dir
-	i := &Installation{cfg: cfg}
+	i := &Installation{cfg: cfg, port: cfg.Port}
+	if cfg.Port != 0 {
+		return i, i.writeOverlay()
+	}
 	return i, i.choosePort()
 }
 
