@@ -305,7 +305,7 @@ func remove(dir string) error {
 }
 
 // Stop ends the processes, last started first, and leaves the folder with its logs. It takes a second or two, and at most
-// 20 seconds for each process.
+// a minute for each process.
 func (c *ControlPlane) Stop() error { return stopAll(c.processes) }
 
 func stopAll(processes []*process.Process) error {
