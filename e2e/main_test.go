@@ -78,9 +78,8 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, stopCluster()) }()
-	namespace := filepath.Join(cluster.root, "manifests", "namespace.yaml")
-	if out, err := cluster.Kubectl(ctx, "apply", "-f", namespace).CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("make the namespace: %w\n%s", err, out)
+	if err := makeNamespace(ctx); err != nil {
+		return 1, err
 	}
 	return m.Run(), nil
 }
@@ -102,6 +101,18 @@ func findCluster(ctx context.Context) (stop func() error, err error) {
 		return nil, err
 	}
 	return cluster.Stop, nil
+}
+
+// makeNamespace applies the manifest of the namespace, unless an earlier process has.
+func makeNamespace(ctx context.Context) error {
+	if _, err := cluster.Client().CoreV1().Namespaces().Get(ctx, opa, metav1.GetOptions{}); err == nil {
+		return nil
+	}
+	namespace := filepath.Join(cluster.root, "manifests", "namespace.yaml")
+	if out, err := cluster.Kubectl(ctx, "apply", "-f", namespace).CombinedOutput(); err != nil {
+		return fmt.Errorf("make the namespace: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // install applies the manifests and runs kube-rego until the test ends. Nothing is left of earlier tests.
