@@ -66,11 +66,11 @@ soak_tests = -timeout 24h -run '^($(1))$$' $(2) | grep --line-buffered -vE '^ *(
 .PHONY: soak
 soak: programs ## let the random tests run long, about SOAK=30 minutes; SEED=n repeats a run, and is printed
 	@echo 'make soak SOAK=$(SOAK) SEED=$(soak_seed)'
-	export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) * 100)); \
+	export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) * 150)); \
 		go test -v -vet=off -count=1 $(call soak_tests,TestTheLoopDoesWhatTheModelSays|TestReplicasComeToTheSameSet,./pkg/enforce)
 	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) / 2 + 1)); \
 		$(E2E_TEST) $(call soak_tests,TestDataFollowsTheCluster,.)
-	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_RESTARTS=$$(($(SOAK) * 40)); \
+	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_RESTARTS=$$(($(SOAK) * 30)); \
 		$(E2E_TEST) $(call soak_tests,TestRandomRestarts,.)
 
 # The version that make upgrade-test starts from: the last release or, as long as there is none, the last commit in which

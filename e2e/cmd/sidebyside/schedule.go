@@ -24,7 +24,14 @@ const testLimit = "15m"
 
 // longest are the tests of package e2e that take longest, so that none of them is left for last.
 var longest = []string{
+	"TestTheStatusPageInABrowser", // the first time it may install the browser
+	"TestTheAPIAnswersAsOPA",
 	"TestRandomRestarts",
+	"TestEveryAnswerIsOneThatTheAPIServerTakes",
+	"TestUpgradeAndRollback",
+	"TestEveryOperationIsDecided",
+	"TestALibraryOutlivesItsNamespace",
+	"TestASteadyClusterWritesNothing",
 }
 
 // schedule is one run of all tests.
