@@ -53,8 +53,9 @@ type job struct {
 	onCluster bool
 }
 
+// unitTests are with few sequences of the random ones: make soak plays many.
 func (s *schedule) unitTests() job {
-	args := []string{"go", "test", "-vet=off", "./..."}
+	args := []string{"go", "test", "-short", "-vet=off", "./..."}
 	if s.cfg.race {
 		args = slices.Insert(args, 2, "-race")
 	}
