@@ -23,10 +23,8 @@ demo: programs ## play the whole story on two real control planes (the first tim
 	@e2e/run demo --dir ../.local/demo
 
 .PHONY: test
-test: programs ## run all tests, unit and end to end, with the race detector
-	go test -race ./...
-	@# Not from Go's test cache: it does not see that kube-rego and manifests/, outside this module, have changed.
-	cd e2e && go test -race -count=1 -timeout 30m ./...
+test: ## run all tests, unit and end to end, side by side and with the race detector
+	@e2e/run sidebyside -race
 
 .PHONY: programs
 programs:
@@ -49,11 +47,42 @@ bench: programs ## measure start, changes and decisions on the real API server, 
 	go test -run '^$$' -bench . -benchtime 3x ./pkg/compile ./pkg/engine ./pkg/admission
 	cd e2e && go test -run '^$$' -bench . -benchtime 1x -timeout 60m ./...
 
+# With the flags of the control plane's own build, so that what both need is compiled once.
+E2E_TEST := CGO_ENABLED=0 go test -v -trimpath -vet=off -count=1
+
 RESTARTS ?= 1000
 
 .PHONY: restarts
 restarts: programs ## kill replicas at 1,000 random moments under edits, and judge every decision (about 15 minutes)
-	cd e2e && KUBE_REGO_RESTARTS=$(RESTARTS) go test -v -count=1 -timeout 2h -run '^TestRandomRestarts$$' .
+	cd e2e && KUBE_REGO_RESTARTS=$(RESTARTS) $(E2E_TEST) -timeout 2h -run '^TestRandomRestarts$$' .
+
+# About how many minutes make soak takes on two cores, and the seed of its first sequences.
+SOAK ?= 30
+SEED ?=
+soak_seed := $(or $(SEED),$(shell date +%s))
+# A line for each of thousands of sequences is too much.
+soak_tests = -timeout 24h -run '^($(1))$$' $(2) | grep --line-buffered -vE '^ *(===|--- PASS: .*/)'
+
+.PHONY: soak
+soak: programs ## let the random tests run long, about SOAK=30 minutes; SEED=n repeats a run, and is printed
+	@echo 'make soak SOAK=$(SOAK) SEED=$(soak_seed)'
+	export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) * 150)); \
+		go test -v -vet=off -count=1 $(call soak_tests,TestTheLoopDoesWhatTheModelSays|TestReplicasComeToTheSameSet,./pkg/enforce)
+	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) / 2 + 1)); \
+		$(E2E_TEST) $(call soak_tests,TestDataFollowsTheCluster,.)
+	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_RESTARTS=$$(($(SOAK) * 30)); \
+		$(E2E_TEST) $(call soak_tests,TestRandomRestarts,.)
+
+# The version that make upgrade-test starts from: the last release or, as long as there is none, the last commit in which
+# pkg/engine was one package.
+BEFORE ?= $(shell git describe --tags --abbrev=0 HEAD^ 2>/dev/null || echo 7007c56)
+
+.PHONY: upgrade-test
+upgrade-test: programs ## roll out this version over that of BEFORE=<commit or tag>, and back, beside running replicas
+	@echo 'make upgrade-test BEFORE=$(BEFORE)'
+	@git cat-file -e '$(BEFORE)^{commit}' 2>/dev/null || { echo 'there is no commit $(BEFORE) here: in a shallow' \
+		'clone, git fetch --unshallow --tags gets it; BEFORE=<commit or tag> names another one' >&2; exit 1; }
+	cd e2e && KUBE_REGO_BEFORE=$(BEFORE) $(E2E_TEST) -timeout 30m -run '^TestUpgradeAndRollback$$' .
 
 .PHONY: fuzz
 fuzz: ## a minute for each fuzz target

@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -43,6 +44,10 @@ var cluster struct {
 }
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if flag.Lookup("test.list").Value.String() != "" {
+		os.Exit(m.Run()) // nothing will run
+	}
 	code, err := run(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -62,28 +67,52 @@ func run(m *testing.M) (code int, err error) {
 	if cluster.root, err = kuberego.Root(ctx); err != nil {
 		return 1, err
 	}
-	cluster.binary, err = kuberego.BuildBinary(ctx, kuberego.BuildConfig{
+	cluster.binary, err = kuberego.Binary(ctx, kuberego.BuildConfig{
 		Root: cluster.root, Dir: dir, Race: race.Enabled, Progress: os.Stderr,
 	})
 	if err != nil {
 		return 1, err
 	}
-	built, err := programs.Build(ctx, programs.Config{Progress: os.Stderr})
+	stopCluster, err := findCluster(ctx)
 	if err != nil {
 		return 1, err
 	}
-	cluster.ControlPlane, err = controlplane.Start(ctx, controlplane.Config{
-		Programs: built, Dir: filepath.Join(dir, "cluster"),
-	})
-	if err != nil {
+	defer func() { err = errors.Join(err, stopCluster()) }()
+	if err := makeNamespace(ctx); err != nil {
 		return 1, err
-	}
-	defer func() { err = errors.Join(err, cluster.Stop()) }()
-	namespace := filepath.Join(cluster.root, "manifests", "namespace.yaml")
-	if out, err := cluster.Kubectl(ctx, "apply", "-f", namespace).CombinedOutput(); err != nil {
-		return 1, fmt.Errorf("make the namespace: %w\n%s", err, out)
 	}
 	return m.Run(), nil
+}
+
+// findCluster takes the control plane that the environment names, which whoever started it stops, or starts one.
+func findCluster(ctx context.Context) (stop func() error, err error) {
+	if dir := os.Getenv(controlplane.DirEnv); dir != "" {
+		cluster.ControlPlane, err = controlplane.Open(ctx, dir)
+		return func() error { return nil }, err
+	}
+	built, err := programs.Build(ctx, programs.Config{Progress: os.Stderr})
+	if err != nil {
+		return nil, err
+	}
+	cluster.ControlPlane, err = controlplane.Start(ctx, controlplane.Config{
+		Programs: built, Dir: filepath.Join(cluster.dir, "cluster"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Stop, nil
+}
+
+// makeNamespace applies the manifest of the namespace, unless an earlier process has.
+func makeNamespace(ctx context.Context) error {
+	if _, err := cluster.Client().CoreV1().Namespaces().Get(ctx, opa, metav1.GetOptions{}); err == nil {
+		return nil
+	}
+	namespace := filepath.Join(cluster.root, "manifests", "namespace.yaml")
+	if out, err := cluster.Kubectl(ctx, "apply", "-f", namespace).CombinedOutput(); err != nil {
+		return fmt.Errorf("make the namespace: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // install applies the manifests and runs kube-rego until the test ends. Nothing is left of earlier tests.

@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// modelSeed is that of the sequence; another number is another sequence.
+	// modelSeed is that of the one sequence of every day, in which it comes to all that can happen.
 	modelSeed = 4
 	// modelTurns of modelBurst changes each, a quiet moment after each.
 	modelTurns, modelBurst = 14, 36
@@ -45,12 +45,16 @@ status := {"message": json.marshal(data.kubernetes)} if input.request.object.met
 
 // Whatever happens to objects and to the connection, data is in the end what the cluster holds, and never goes back.
 func TestDataFollowsTheCluster(t *testing.T) {
+	sequences, first := number(t, soakVariable, 1), number(t, seedVariable, modelSeed)
+	t.Logf("%d sequences; the seed of the first is %d", sequences, first)
 	m := newModel(t)
-	m.settle("the start")
-	for turn := range modelTurns {
-		m.turn(turn)
+	for seed := first; seed < first+sequences; seed++ {
+		m.begin(seed)
+		for turn := range modelTurns {
+			m.turn(turn)
+		}
+		t.Logf("seed %d; so far %v", seed, m.done)
 	}
-	t.Logf("seed %d: %v", modelSeed, m.done)
 	for _, what := range []string{"create", "update", "delete", "empty a namespace", "interrupt", "expire"} {
 		if m.done[what] == 0 {
 			t.Errorf("it never came to: %s", what)
@@ -61,6 +65,7 @@ func TestDataFollowsTheCluster(t *testing.T) {
 // model makes changes at random. What the cluster holds is asked of the API server itself.
 type model struct {
 	*testing.T
+	seed     int
 	random   *rand.Rand
 	proxy    *proxy
 	instance *kuberego.Instance
@@ -82,9 +87,7 @@ func newModel(t *testing.T) *model {
 	}
 	m := &model{
 		T:        t,
-		random:   rand.New(rand.NewPCG(modelSeed, 0)),
 		proxy:    newProxy(t, "ingresses", "priorityclasses"),
-		exists:   make(map[string]bool),
 		versions: make(map[string]int),
 		done:     make(map[string]int),
 	}
@@ -115,6 +118,16 @@ func createNamespace(t testing.TB, name string) {
 			t.Error(err)
 		}
 	})
+}
+
+// begin starts a sequence with nothing there.
+func (m *model) begin(seed int) {
+	m.clear()
+	for _, namespace := range modelNamespaces {
+		m.empty(namespace)
+	}
+	m.seed, m.random, m.exists, m.story = seed, rand.New(rand.NewPCG(uint64(seed), 0)), make(map[string]bool), nil
+	m.settle("the start")
 }
 
 // clear removes what has no namespace.
@@ -177,6 +190,7 @@ func (m *model) change() {
 	path := namespace + "/" + name
 	switch {
 	case namespace != "" && m.random.IntN(40) == 0:
+		m.tell("empty a namespace", namespace)
 		m.empty(namespace)
 	case !m.exists[path]:
 		m.tell("create", path)
@@ -193,7 +207,6 @@ func (m *model) change() {
 }
 
 func (m *model) empty(namespace string) {
-	m.tell("empty a namespace", namespace)
 	m.check(cluster.Client().NetworkingV1().Ingresses(namespace).
 		DeleteCollection(m.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}))
 	maps.DeleteFunc(m.exists, func(path string, _ bool) bool { return strings.HasPrefix(path, namespace+"/") })
@@ -280,7 +293,7 @@ func (m *model) settle(when string) {
 	m.Helper()
 	defer func() {
 		if m.Failed() {
-			m.Logf("seed %d, %s:\n%s", modelSeed, when, strings.Join(m.story, "\n"))
+			m.Logf("seed %d, %s:\n%s", m.seed, when, strings.Join(m.story, "\n"))
 		}
 	}()
 	eventually(m, "data as the cluster, after "+when, func(context.Context) error {

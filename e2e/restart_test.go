@@ -28,8 +28,6 @@ import (
 )
 
 const (
-	// restartsVariable says how many restarts there are to be.
-	restartsVariable = "KUBE_REGO_RESTARTS"
 	// fewRestarts is for everyday: with what comes before and after they take half a minute.
 	fewRestarts = 25
 
@@ -41,6 +39,7 @@ const (
 	longestLife   = 1200 * time.Millisecond // between two kills; a process is ready after some 300 ms
 	longestPause  = 60 * time.Millisecond   // between two edits
 	betweenProbes = 4 * time.Millisecond
+	tellEvery     = 20 * time.Second
 	// detailed is of how many processes that decided wrongly all is told that led to it.
 	detailed = 3
 )
@@ -65,31 +64,25 @@ response := {"allowed": true, "status": {"message": concat(", ", data.kubernetes
 //
 // A good edit has an even generation, a broken one an odd one.
 func TestRandomRestarts(t *testing.T) {
-	wanted := restarts(t)
-	c := newChaos(t)
+	wanted := number(t, restartsVariable, fewRestarts)
+	seed := number(t, seedVariable, 1+rand.IntN(1_000_000))
+	t.Logf("%d restarts; seed %d, which gives the same edits, but not at the same moments", wanted, seed)
+	c := newChaos(t, uint64(seed))
 	c.start()
 	stopAsking := c.ask()
 	stopEditing := c.edit()
-	for done := 0; done < wanted; done = int(c.restarts.Load()) {
-		time.Sleep(rand.N(longestLife))
+	for done, told := 0, time.Now(); done < wanted; done = int(c.restarts.Load()) {
+		time.Sleep(upTo(c.random, longestLife))
 		c.strike(wanted - done)
+		if time.Since(told) > tellEvery {
+			told = time.Now()
+			c.tellFigures()
+		}
 	}
 	stopEditing()
 	c.settle()
 	stopAsking()
 	c.tellFigures()
-}
-
-func restarts(t *testing.T) int {
-	text, ok := os.LookupEnv(restartsVariable)
-	if !ok {
-		return fewRestarts
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		t.Fatalf("%s is %q, want a number of restarts", restartsVariable, text)
-	}
-	return n
 }
 
 // generations are those of rules, by what they call themselves: ConfigMap/key.
@@ -124,6 +117,7 @@ func (g generations) raise(other generations) {
 // chaos is one run of the test.
 type chaos struct {
 	*testing.T
+	random  *rand.Rand // of the killer
 	client  *http.Client
 	author  *author
 	journal journal
@@ -151,14 +145,14 @@ type replica struct {
 	wrong        bool
 }
 
-func newChaos(t *testing.T) *chaos {
+func newChaos(t *testing.T, seed uint64) *chaos {
 	_, first := install(t)
 	if err := first.Stop(); err != nil { // the API server has no part in this
 		t.Fatal(err)
 	}
 	removeRevisions(t)
-	c := &chaos{T: t, client: lastingClient(injectedCA(t)), durable: make(generations)}
-	c.author = &author{chaos: c, next: make(generations)}
+	c := &chaos{T: t, random: rand.New(rand.NewPCG(seed, 0)), client: lastingClient(injectedCA(t)), durable: make(generations)}
+	c.author = &author{chaos: c, random: rand.New(rand.NewPCG(seed, 1)), next: make(generations)}
 	t.Cleanup(c.client.CloseIdleConnections)
 	for n := range c.slots {
 		var err error
@@ -243,11 +237,11 @@ func (c *chaos) stop() {
 // strike kills a random process, or at times all of them, and starts as many: at most as given.
 func (c *chaos) strike(most int) {
 	c.Helper()
-	victims := rand.Perm(replicaCount)
-	if rand.IntN(8) > 0 {
+	victims := c.random.Perm(replicaCount)
+	if c.random.IntN(8) > 0 {
 		victims = victims[:1]
 	}
-	c.kill(victims[:min(most, len(victims))], rand.IntN(8) > 0)
+	c.kill(victims[:min(most, len(victims))], c.random.IntN(8) > 0)
 }
 
 // kill ends processes without a warning and starts new ones. If one of them was the writer, the others find out only after
@@ -546,25 +540,31 @@ func differ(got, wanted generations) error {
 
 func (c *chaos) tellFigures() {
 	c.Logf("%d restarts under %d edits: asked %d times, %d decisions, %d times not ready or gone; %d wrong, of %d processes",
-		c.restarts.Load(), c.author.edits, c.asked.Load(), c.decided.Load(), c.refused.Load(), c.wrong.Load(), c.culprits.Load())
+		c.restarts.Load(), c.author.edits.Load(), c.asked.Load(), c.decided.Load(), c.refused.Load(), c.wrong.Load(), c.culprits.Load())
 }
 
 // edit lets the author write until the returned function is called.
 func (c *chaos) edit() (stop func()) {
 	return c.background(func(context.Context, int) {
 		c.author.writeSomething()
-		pause := rand.N(longestPause)
-		if rand.IntN(20) == 0 {
+		pause := upTo(c.author.random, longestPause)
+		if c.author.random.IntN(20) == 0 {
 			pause *= 20 // long enough for everything to come to rest
 		}
 		time.Sleep(pause)
 	}, 1)
 }
 
+// upTo is a random time.
+func upTo(random *rand.Rand, most time.Duration) time.Duration {
+	return time.Duration(random.Int64N(int64(most)))
+}
+
 // author writes all policies that change, one edit after another.
 type author struct {
 	*chaos
-	edits int
+	random *rand.Rand
+	edits  atomic.Int64
 	// next is the last even generation that was given away, by ConfigMap.
 	next generations
 	keys map[string][]string // by ConfigMap
@@ -593,16 +593,16 @@ func (a *author) good() generations {
 
 // writeSomething makes one random edit.
 func (a *author) writeSomething() {
-	good := rand.IntN(3) > 0
-	switch dice := rand.IntN(10); {
+	good := a.random.IntN(3) > 0
+	switch dice := a.random.IntN(10); {
 	case dice < 3:
-		a.write(fmt.Sprintf("pair-%d", rand.IntN(pairCount)), good)
+		a.write(fmt.Sprintf("pair-%d", a.random.IntN(pairCount)), good)
 	case dice < 6:
-		a.write(fmt.Sprintf("rule-%d", rand.IntN(ruleCount)), good)
+		a.write(fmt.Sprintf("rule-%d", a.random.IntN(ruleCount)), good)
 	case dice < 8:
-		a.receive(fmt.Sprintf("visitor-%d", rand.IntN(visitorCount)), good)
+		a.receive(fmt.Sprintf("visitor-%d", a.random.IntN(visitorCount)), good)
 	case !good:
-		a.write([]string{"caller", "library"}[rand.IntN(2)], false)
+		a.write([]string{"caller", "library"}[a.random.IntN(2)], false)
 	case dice < 9:
 		a.move()
 	default:
@@ -612,7 +612,7 @@ func (a *author) writeSomething() {
 
 // receive edits a visitor, or sees it off.
 func (a *author) receive(name string, good bool) {
-	if !a.gone[name] && rand.IntN(3) == 0 {
+	if !a.gone[name] && a.random.IntN(3) == 0 {
 		a.remove(name)
 		return
 	}
@@ -622,12 +622,12 @@ func (a *author) receive(name string, good bool) {
 // move writes caller and library in the next generation, in any order: the first is held until the other comes.
 func (a *author) move() {
 	names := []string{"caller", "library"}
-	rand.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	a.random.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
 	a.next["caller"] = max(a.next["caller"], a.next["library"])
 	a.next["library"] = a.next["caller"]
 	for _, name := range names {
 		a.write(name, true)
-		time.Sleep(rand.N(longestPause))
+		time.Sleep(upTo(a.random, longestPause))
 	}
 }
 
@@ -651,9 +651,9 @@ func (a *author) write(name string, good bool) {
 	}
 	data := make(map[string]string)
 	for _, key := range a.keys[name] {
-		data[key] = source(name, name+"/"+key, generation)
+		data[key] = a.source(name, name+"/"+key, generation)
 	}
-	a.edits++
+	a.edits.Add(1)
 	a.journal.note("%s written in generation %d", name, generation)
 	if a.gone[name] {
 		a.check(name, a.add(name, data))
@@ -681,7 +681,7 @@ func (a *author) remove(name string) {
 	if a.gone[name] {
 		return
 	}
-	a.edits++
+	a.edits.Add(1)
 	a.journal.note("%s deleted", name)
 	a.gone[name] = true
 	a.check(name, cluster.Client().CoreV1().ConfigMaps(opa).Delete(a.Context(), name, metav1.DeleteOptions{}))
@@ -695,10 +695,10 @@ func (a *author) check(name string, err error) {
 }
 
 // source is the text of a rule in one generation.
-func source(configMap, name string, generation int) string {
+func (a *author) source(configMap, name string, generation int) string {
 	switch {
 	case generation%2 != 0:
-		return brokenRule(name, generation)
+		return a.brokenRule(name, generation)
 	case configMap == "library":
 		return fmt.Sprintf("package library\n\ngeneration_%d(_) := \"%s=%d\"\n", generation, name, generation)
 	case configMap == "caller":
@@ -713,12 +713,12 @@ func rule(name string, generation int) string {
 }
 
 // brokenRule is one that does not parse, one that calls what is not there, or one that contradicts all others.
-func brokenRule(name string, generation int) string {
+func (a *author) brokenRule(name string, generation int) string {
 	return rule(name, generation) + []string{
 		"deny contains }\n",
 		"deny contains data.nowhere.nothing(1)\n",
 		"deny := true\n",
-	}[rand.IntN(3)]
+	}[a.random.IntN(3)]
 }
 
 // journal is what was done, for whoever has to find out how it came to a failure.

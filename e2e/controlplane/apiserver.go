@@ -30,12 +30,8 @@ type APIServer struct {
 	config  *rest.Config
 }
 
-// StartAPIServer starts a further API server and returns when it is ready. Stop it before the control plane, which must
-// have been started by this process.
+// StartAPIServer starts a further API server and returns when it is ready. Stop it before the control plane.
 func (c *ControlPlane) StartAPIServer(ctx context.Context, cfg APIServerConfig) (*APIServer, error) {
-	if c.setup == nil {
-		return nil, fmt.Errorf("start %s: another process started the control plane", cfg.Name)
-	}
 	for attempt := 1; ; attempt++ {
 		s, err := c.startAPIServer(ctx, cfg)
 		if !errors.Is(err, process.ErrPortTaken) || attempt == attempts {
@@ -50,9 +46,9 @@ func (c *ControlPlane) startAPIServer(ctx context.Context, cfg APIServerConfig) 
 		return nil, err
 	}
 	further := *c.setup
-	further.apiPort = ports[0]
+	further.API = ports[0]
 	s := &APIServer{config: c.RESTConfig()}
-	s.config.Host = "https://" + loopback.Address(further.apiPort)
+	s.config.Host = "https://" + loopback.Address(further.API)
 	s.process, err = process.Start(process.Config{
 		Dir:  c.dir,
 		Name: cfg.Name,

@@ -34,6 +34,9 @@ import (
 )
 
 const (
+	// DirEnv names the folder of a control plane that runs, for tests that need not start one of their own.
+	DirEnv = "KUBE_REGO_CONTROL_PLANE"
+
 	// stateFile marks a folder as that of a control plane and keeps what Open needs.
 	stateFile = "control-plane.json"
 	// attempts is how often a start is tried when another process takes a port between our choice and its use.
@@ -58,7 +61,7 @@ type Config struct {
 // ControlPlane is a control plane that runs.
 type ControlPlane struct {
 	state     state
-	setup     *setup // nil when another process started it
+	setup     *setup
 	dir       string
 	processes []*process.Process // in the order they were started
 	config    *rest.Config
@@ -68,6 +71,7 @@ type ControlPlane struct {
 // state is what is kept in the folder for Open.
 type state struct {
 	Programs programs.Built `json:"programs"`
+	Ports    ports          `json:"ports"`
 }
 
 // Start starts a control plane and returns when /readyz is ok and the namespace default has its service account default,
@@ -102,7 +106,7 @@ func startOnce(ctx context.Context, cfg Config) (_ *ControlPlane, err error) {
 	if err != nil {
 		return nil, err
 	}
-	c.setup = s
+	c.setup = s // which can ask etcd, too
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.Stop())
@@ -149,14 +153,18 @@ func prepare(cfg Config) (*setup, error) {
 	if len(entries) > 0 {
 		return nil, fmt.Errorf("start a control plane in %s: the folder is not empty", cfg.Dir)
 	}
-	content, err := json.Marshal(state{Programs: cfg.Programs})
+	chosen, err := choosePorts()
+	if err != nil {
+		return nil, err
+	}
+	content, err := json.Marshal(state{Programs: cfg.Programs, Ports: chosen})
 	if err != nil {
 		return nil, fmt.Errorf("encode the state of the control plane: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(cfg.Dir, stateFile), content, 0o600); err != nil {
 		return nil, fmt.Errorf("write the state of the control plane: %w", err)
 	}
-	return newSetup(cfg.Dir)
+	return newSetup(cfg.Dir, chosen)
 }
 
 // load reads back what prepare wrote, without the processes.
@@ -169,6 +177,7 @@ func load(dir string) (*ControlPlane, error) {
 	if err := json.Unmarshal(content, &c.state); err != nil {
 		return nil, fmt.Errorf("read the state of the control plane in %s: %w", dir, err)
 	}
+	c.setup = &setup{dir: dir, ports: c.state.Ports}
 	c.config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
 	if err != nil {
 		return nil, fmt.Errorf("read the admin's kubeconfig: %w", err)
@@ -296,7 +305,7 @@ func remove(dir string) error {
 }
 
 // Stop ends the processes, last started first, and leaves the folder with its logs. It takes a second or two, and at most
-// 20 seconds for each process.
+// a minute for each process.
 func (c *ControlPlane) Stop() error { return stopAll(c.processes) }
 
 func stopAll(processes []*process.Process) error {

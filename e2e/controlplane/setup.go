@@ -28,18 +28,29 @@ const (
 
 // setup is what the programs are started with. Its files are in dir.
 type setup struct {
-	dir                             string
-	etcdPort, etcdPeerPort, apiPort int
-	etcdClient                      *http.Client
+	dir string
+	ports
+	etcdClient *http.Client // nil when another process started it
 }
 
-// newSetup chooses the ports and writes certificates and kubeconfigs.
-func newSetup(dir string) (*setup, error) {
-	ports, err := loopback.FreePorts(3)
+// ports are where the programs listen.
+type ports struct {
+	Etcd     int `json:"etcd"`
+	EtcdPeer int `json:"etcdPeer"`
+	API      int `json:"api"`
+}
+
+func choosePorts() (ports, error) {
+	free, err := loopback.FreePorts(3)
 	if err != nil {
-		return nil, err
+		return ports{}, err
 	}
-	s := &setup{dir: dir, etcdPort: ports[0], etcdPeerPort: ports[1], apiPort: ports[2]}
+	return ports{Etcd: free[0], EtcdPeer: free[1], API: free[2]}, nil
+}
+
+// newSetup writes certificates and kubeconfigs.
+func newSetup(dir string, chosen ports) (*setup, error) {
+	s := &setup{dir: dir, ports: chosen}
 	if err := s.setUpEtcd(); err != nil {
 		return nil, fmt.Errorf("set up etcd: %w", err)
 	}
@@ -115,7 +126,7 @@ func (s *setup) writeClientKubeconfig(ca *authority, file, user string, groups .
 		return err
 	}
 	cluster := &clientcmdapi.Cluster{
-		Server:                   "https://" + loopback.Address(s.apiPort),
+		Server:                   "https://" + loopback.Address(s.API),
 		CertificateAuthorityData: ca.certPEM(),
 	}
 	login := &clientcmdapi.AuthInfo{ClientCertificateData: pair.cert, ClientKeyData: pair.key}
@@ -134,7 +145,7 @@ func (s *setup) write(files map[string][]byte) error {
 }
 
 func (s *setup) etcdArgs() []string {
-	client, peer := "https://"+loopback.Address(s.etcdPort), "https://"+loopback.Address(s.etcdPeerPort)
+	client, peer := "https://"+loopback.Address(s.Etcd), "https://"+loopback.Address(s.EtcdPeer)
 	return []string{
 		"--name=" + etcdName,
 		"--data-dir=" + s.path("etcd"),
@@ -160,7 +171,7 @@ func (s *setup) etcdArgs() []string {
 
 // etcdReady asks etcd's own health endpoint.
 func (s *setup) etcdReady(ctx context.Context) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+loopback.Address(s.etcdPort)+"/readyz", nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+loopback.Address(s.Etcd)+"/readyz", nil)
 	if err != nil {
 		return err
 	}
@@ -178,13 +189,13 @@ func (s *setup) etcdReady(ctx context.Context) error {
 func (s *setup) apiServerArgs() []string {
 	return []string{
 		"--bind-address=" + loopback.Host,
-		"--secure-port=" + strconv.Itoa(s.apiPort),
+		"--secure-port=" + strconv.Itoa(s.API),
 		"--tls-cert-file=" + s.path("apiserver.crt"),
 		"--tls-private-key-file=" + s.path("apiserver.key"),
 		"--client-ca-file=" + s.path("ca.crt"),
 		"--anonymous-auth=false",
 		"--authorization-mode=Node,RBAC",
-		"--etcd-servers=https://" + loopback.Address(s.etcdPort),
+		"--etcd-servers=https://" + loopback.Address(s.Etcd),
 		"--etcd-cafile=" + s.path("etcd-ca.crt"),
 		"--etcd-certfile=" + s.path("etcd-client.crt"),
 		"--etcd-keyfile=" + s.path("etcd-client.key"),

@@ -25,6 +25,17 @@ func Root(ctx context.Context) (string, error) {
 	return root, nil
 }
 
+// BinaryEnv names a program to test instead of one built from the sources: make test builds it once for all packages.
+const BinaryEnv = "KUBE_REGO_BINARY"
+
+// Binary is the path of the program that BinaryEnv names; without that, of one that BuildBinary builds.
+func Binary(ctx context.Context, cfg BuildConfig) (string, error) {
+	if path := os.Getenv(BinaryEnv); path != "" {
+		return path, nil
+	}
+	return BuildBinary(ctx, cfg)
+}
+
 // BuildConfig says how to build kube-rego.
 type BuildConfig struct {
 	// Root is the folder of the project.

@@ -76,7 +76,7 @@ func newConfig(t *testing.T) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := BuildBinary(t.Context(), BuildConfig{Root: root, Dir: t.TempDir(), Race: race.Enabled, Progress: os.Stderr})
+	binary, err := Binary(t.Context(), BuildConfig{Root: root, Dir: t.TempDir(), Race: race.Enabled, Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func newStage(t *testing.T, dir string) *Stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary, err := kuberego.BuildBinary(t.Context(), kuberego.BuildConfig{Root: root, Dir: dir, Race: race.Enabled, Progress: os.Stderr})
+	binary, err := kuberego.Binary(t.Context(), kuberego.BuildConfig{Root: root, Dir: dir, Race: race.Enabled, Progress: os.Stderr})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,9 +25,10 @@ const (
 	// readyLimit bounds the wait for one program. On 2 cores kube-apiserver, the slowest, takes 2 to 3 seconds; the
 	// rest is for a machine that is building something else meanwhile.
 	readyLimit = 2 * time.Minute
-	// stopLimit is how long a program may take to end by itself after SIGTERM. Measured: a second at most, but an API
+	// stopLimit is how long a program may take to end by itself after SIGTERM: as long as a kubelet gives it. Measured: a
+	// second at most, kube-rego with decision logs that nobody takes 5 s and on a busy machine more than 10, but an API
 	// server whose etcd is gone has to be killed.
-	stopLimit = 10 * time.Second
+	stopLimit = 30 * time.Second
 	// logLines is how many lines of its log an error about a program shows.
 	logLines = 20
 )
