@@ -61,8 +61,8 @@ func run(ctx context.Context, cfg config, out io.Writer) (err error) {
 		return err
 	}
 	s := &schedule{dir: dir, root: root, module: filepath.Join(root, "e2e"), cfg: cfg, report: newReport(out)}
-	stopTelling := s.report.tellWhatRuns()
-	defer stopTelling()
+	stop := s.report.watch()
+	defer stop()
 
 	// The unit tests need nothing of what is built here.
 	unit := make(chan struct{})

@@ -77,8 +77,8 @@ func (r *report) end(name, output string, cpu time.Duration, err error) {
 	fmt.Fprintf(r.out, "FAIL  %s: %v\n%s\n", r.times(name), err, strings.TrimRight(output, "\n"))
 }
 
-// tellWhatRuns writes a line when there was none for a while, until stop is called.
-func (r *report) tellWhatRuns() (stop func()) {
+// watch writes what runs when no line was written for a while, until stop is called.
+func (r *report) watch() (stop func()) {
 	done := make(chan struct{})
 	tick := time.NewTicker(time.Second)
 	go func() {
@@ -88,14 +88,14 @@ func (r *report) tellWhatRuns() (stop func()) {
 			case <-done:
 				return
 			case <-tick.C:
-				r.tell()
+				r.progress()
 			}
 		}
 	}()
 	return func() { close(done) }
 }
 
-func (r *report) tell() {
+func (r *report) progress() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if time.Since(r.last) < quietLimit || len(r.running) == 0 {
@@ -115,6 +115,7 @@ func (r *report) finish() error {
 	for _, name := range names[:min(len(names), slowestShown)] {
 		fmt.Fprintf(r.out, "      %s\n", r.times(name))
 	}
+	fmt.Fprintf(r.out, "%d passed, %d failed\n", len(names)-len(r.failed), len(r.failed))
 	if len(r.failed) > 0 {
 		slices.Sort(r.failed)
 		return fmt.Errorf("failed: %s", strings.Join(r.failed, ", "))
