@@ -43,7 +43,7 @@ type attempts struct {
 // plan is what a turn does: on which base it compiles the wanted set, and whether it has
 // to if the base is what is in force already.
 type plan struct {
-	base    base
+	base    baseKind
 	compile bool
 	// overlay is the set of the base onOverlay.
 	overlay policy.Set
@@ -51,12 +51,12 @@ type plan struct {
 	rescues []rescue
 }
 
-// base is what the next set is made on.
-type base int
+// baseKind says what the next set is made on.
+type baseKind int
 
 const (
 	// onInForce: what is in force here.
-	onInForce base = iota
+	onInForce baseKind = iota
 	// onRestored: what was recorded. The process has just started.
 	onRestored
 	// onAdopted: the writer's set. This replica came to another set of the same

@@ -58,8 +58,8 @@ func (w writes) with(text, modules, on string) writes {
 // annotate writes the text where it differs, on the version of the ConfigMap that
 // it speaks of: if its author was faster, the next report is on its way. It
 // reports whether the text is there.
-func (t *term) annotate(ctx context.Context, name types.NamespacedName, target target, text string, done *done) (bool, error) {
-	cm := target.configMap
+func (t *term) annotate(ctx context.Context, name types.NamespacedName, want desired, text string, have *written) (bool, error) {
+	cm := want.configMap
 	switch {
 	case t.config.Annotation == "":
 		return true, nil
@@ -67,16 +67,16 @@ func (t *term) annotate(ctx context.Context, name types.NamespacedName, target t
 		return true, t.annotateOther(ctx, name, text)
 	case cm.Annotations[t.config.Annotation] == text:
 		return true, nil
-	case cm.ResourceVersion == done.writes.on:
-		return done.writes.text == text, nil // written already; the event is on its way
+	case cm.ResourceVersion == have.writes.on:
+		return have.writes.text == text, nil // written already; the event is on its way
 	}
-	if delay := done.writes.delay(text, target.fingerprint); delay > 0 {
+	if delay := have.writes.delay(text, want.fingerprint); delay > 0 {
 		t.queue.AddAfter(name, delay)
 		return false, nil
 	}
 	written, err := t.patch(ctx, name, cm.ResourceVersion, text)
 	if written {
-		done.writes = done.writes.with(text, target.fingerprint, cm.ResourceVersion)
+		have.writes = have.writes.with(text, want.fingerprint, cm.ResourceVersion)
 	}
 	return written, err
 }
@@ -129,7 +129,7 @@ func (t *term) patch(ctx context.Context, name types.NamespacedName, version, te
 // takeLeave takes away all that was written for a ConfigMap that is no policy any
 // more and of which nothing is in force. The API server has the last word on that:
 // the revisions of a policy may be seen here before the policy itself.
-func (t *term) takeLeave(ctx context.Context, name types.NamespacedName, target target) error {
+func (t *term) takeLeave(ctx context.Context, name types.NamespacedName, want desired) error {
 	cm, err := t.config.ConfigMaps.ConfigMaps(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -143,7 +143,7 @@ func (t *term) takeLeave(ctx context.Context, name types.NamespacedName, target 
 			return err
 		}
 	}
-	if err := t.removeRevisions(ctx, target.revisions); err != nil {
+	if err := t.removeRevisions(ctx, want.revisions); err != nil {
 		return err
 	}
 	t.forgotten(name)
@@ -191,5 +191,5 @@ func (t *term) sweepOne(ctx context.Context, item metav1.PartialObjectMetadata) 
 func (t *term) isHeld(name types.NamespacedName) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.targets[name].modules) > 0
+	return len(t.desired[name].modules) > 0
 }

@@ -23,8 +23,8 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 
-	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 

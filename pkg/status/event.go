@@ -36,36 +36,36 @@ func newRecorder(ctx context.Context, events typedcorev1.EventsGetter) record.Ev
 // announce raises an event for what is new: changes held for other reasons than
 // those last told, or another version in force. What the annotation said before
 // this term began was announced by whoever wrote it.
-func (t *term) announce(name types.NamespacedName, target target, done done) {
-	held := !target.good()
+func (t *term) announce(name types.NamespacedName, want desired, have written) {
+	held := !want.good()
 	switch {
-	case done.told && done.text == target.text && (held || done.fingerprint == target.fingerprint):
+	case have.reported && have.text == want.text && (held || have.fingerprint == want.fingerprint):
 		return
-	case !done.told && !done.news && t.toldBefore(target, held):
+	case !have.reported && !have.news && t.reportedBefore(want, held):
 		return
 	case held:
-		t.recorder.Event(object(name, target), corev1.EventTypeWarning, reasonHeld, heldMessage(target.held))
+		t.recorder.Event(object(name, want), corev1.EventTypeWarning, reasonHeld, heldMessage(want.held))
 	default:
-		t.recorder.Event(object(name, target), corev1.EventTypeNormal, reasonInForce, inForceMessage(target.newest(done)))
+		t.recorder.Event(object(name, want), corev1.EventTypeNormal, reasonInForce, inForceMessage(want.newest(have)))
 	}
 }
 
-// toldBefore reports whether an earlier term has told it, as far as one can see:
+// reportedBefore reports whether an earlier term has reported it, as far as one can see:
 // without annotations nothing is known of good ones.
-func (t *term) toldBefore(target target, held bool) bool {
+func (t *term) reportedBefore(want desired, held bool) bool {
 	switch {
 	case t.config.Annotation == "":
 		return !held
-	case target.configMap == nil:
+	case want.configMap == nil:
 		return false
 	}
-	return target.configMap.Annotations[t.config.Annotation] == target.text
+	return want.configMap.Annotations[t.config.Annotation] == want.text
 }
 
 // object is what the event is about; one that is gone has its name only.
-func object(name types.NamespacedName, target target) runtime.Object {
-	if target.configMap != nil {
-		return target.configMap
+func object(name types.NamespacedName, want desired) runtime.Object {
+	if want.configMap != nil {
+		return want.configMap
 	}
 	return &corev1.ObjectReference{APIVersion: "v1", Kind: "ConfigMap", Namespace: name.Namespace, Name: name.Name}
 }

@@ -11,8 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 	"github.com/kube-rego/kube-rego/pkg/configmap"
+	"github.com/kube-rego/kube-rego/pkg/internal/apitest"
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 

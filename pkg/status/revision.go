@@ -19,28 +19,28 @@ const historyLimit = 10
 
 // newest is the last revision of the ConfigMap: of those that the informer knows
 // and that this term has written.
-func (t target) newest(done done) configmap.Revision {
-	newest := done.revision
-	if len(t.revisions) > 0 && t.revisions[0].Number >= newest.Number {
-		newest = t.revisions[0]
+func (d desired) newest(have written) configmap.Revision {
+	newest := have.revision
+	if len(d.revisions) > 0 && d.revisions[0].Number >= newest.Number {
+		newest = d.revisions[0]
 	}
 	return newest
 }
 
 // knows reports whether the informer has seen a revision that this term wrote, or
 // a later one.
-func (t target) knows(written configmap.Revision) bool {
-	return written.Number > 0 && len(t.revisions) > 0 && t.revisions[0].Number >= written.Number
+func (d desired) knows(written configmap.Revision) bool {
+	return written.Number > 0 && len(d.revisions) > 0 && d.revisions[0].Number >= written.Number
 }
 
 // recorded reports whether the newest revision is what is in force. Where there
 // was never anything in force, there is nothing to record.
-func (t target) recorded(done done) bool {
-	newest := t.newest(done)
+func (d desired) recorded(have written) bool {
+	newest := d.newest(have)
 	if newest.Number == 0 {
-		return len(t.modules) == 0
+		return len(d.modules) == 0
 	}
-	return newest.Fingerprint == t.fingerprint
+	return newest.Fingerprint == d.fingerprint
 }
 
 // errBehind says that the ConfigMap is known here in an older version than was
@@ -49,12 +49,12 @@ var errBehind = errors.New("a later version was recorded than the one known here
 
 // behind reports whether what is in force was seen in an older version of the
 // ConfigMap than what was recorded last.
-func (t target) behind(done done) bool {
-	if t.configMap == nil {
+func (d desired) behind(have written) bool {
+	if d.configMap == nil {
 		return false
 	}
-	for _, m := range t.newest(done).Modules {
-		if m.Created.Equal(t.configMap.CreationTimestamp.Time) && m.ObjectVersion > configmap.ObjectVersion(t.configMap) {
+	for _, m := range d.newest(have).Modules {
+		if m.Created.Equal(d.configMap.CreationTimestamp.Time) && m.ObjectVersion > configmap.ObjectVersion(d.configMap) {
 			return true
 		}
 	}
@@ -67,30 +67,30 @@ func (t target) behind(done done) bool {
 // The revisions have no owner reference, and are not in the namespace of the
 // ConfigMap: they must outlive a ConfigMap whose deletion is held, also with its
 // namespace, and one that is deleted while nobody is there to hold that.
-func (t *term) record(ctx context.Context, name types.NamespacedName, target target, done *done) error {
-	if target.recorded(*done) {
-		return t.removeBeyond(ctx, target, historyLimit)
+func (t *term) record(ctx context.Context, name types.NamespacedName, want desired, have *written) error {
+	if want.recorded(*have) {
+		return t.removeBeyond(ctx, want, historyLimit)
 	}
-	if target.behind(*done) {
+	if want.behind(*have) {
 		return errBehind
 	}
-	next := configmap.NewRevision(t.config.Namespace, name.Namespace, name.Name, target.newest(*done).Number+1, target.modules)
+	next := configmap.NewRevision(t.config.Namespace, name.Namespace, name.Name, want.newest(*have).Number+1, want.modules)
 	err := create(ctx, t.config.Revisions, next)
 	if apierrors.IsAlreadyExists(err) {
 		// The writer before us was faster, or somebody else has an object of this
 		// name. The next attempt takes the next number.
-		done.revision = configmap.Revision{Number: next.Number}
+		have.revision = configmap.Revision{Number: next.Number}
 	}
 	if err != nil {
 		return fmt.Errorf("recording revision %d of what is in force: %w", next.Number, err)
 	}
-	done.revision = next
-	return t.removeBeyond(ctx, target, historyLimit-1) // the next one is not among them yet
+	have.revision = next
+	return t.removeBeyond(ctx, want, historyLimit-1) // the next one is not among them yet
 }
 
 // removeBeyond leaves so many revisions, the newest.
-func (t *term) removeBeyond(ctx context.Context, target target, limit int) error {
-	return t.removeRevisions(ctx, target.revisions[min(limit, len(target.revisions)):])
+func (t *term) removeBeyond(ctx context.Context, want desired, limit int) error {
+	return t.removeRevisions(ctx, want.revisions[min(limit, len(want.revisions)):])
 }
 
 func create(ctx context.Context, revisions typedappsv1.ControllerRevisionsGetter, revision configmap.Revision) error {

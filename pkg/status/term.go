@@ -26,12 +26,12 @@ type term struct {
 
 	mu          sync.Mutex
 	fingerprint string // of all modules in force
-	targets     map[types.NamespacedName]target
-	done        map[types.NamespacedName]done
+	desired     map[types.NamespacedName]desired
+	written     map[types.NamespacedName]written
 }
 
-// target is what is to be told of one ConfigMap.
-type target struct {
+// desired is what is to be reported of one ConfigMap.
+type desired struct {
 	configMap   *corev1.ConfigMap // nil if it is not there, or no policy any more
 	text        string            // the status
 	held        []policy.Status
@@ -42,12 +42,12 @@ type target struct {
 }
 
 // good reports whether all of the ConfigMap is in force as wanted.
-func (t target) good() bool { return len(t.held) == 0 }
+func (d desired) good() bool { return len(d.held) == 0 }
 
-// done is what this term has told of one ConfigMap. The zero value is nothing.
-type done struct {
+// written is what this term has reported of one ConfigMap. The zero value is nothing.
+type written struct {
 	news        bool   // another version than the one that was in force before this term
-	told        bool   // both of these, and by an event
+	reported    bool   // both of these, and by an event
 	text        string // the status
 	fingerprint string // of the modules in force
 	revision    configmap.Revision
@@ -63,30 +63,30 @@ func newTerm(config WriterConfig, leads func() bool, recorder record.EventRecord
 		recorder: recorder,
 		queue: workqueue.NewTypedRateLimitingQueue(
 			workqueue.DefaultTypedControllerRateLimiter[types.NamespacedName]()),
-		done: make(map[types.NamespacedName]done),
+		written: make(map[types.NamespacedName]written),
 	}
 }
 
-// publish makes a target of each ConfigMap and hands those that need work to the
+// publish makes the desired report of each ConfigMap and hands those that need work to the
 // workers.
 func (t *term) publish(state State) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.fingerprint = state.Report.Fingerprint
-	t.targets = t.targetsOf(state)
-	for name := range t.done {
-		if _, ok := t.targets[name]; !ok {
-			t.targets[name] = target{fingerprint: nothing}
+	t.desired = t.desiredOf(state)
+	for name := range t.written {
+		if _, ok := t.desired[name]; !ok {
+			t.desired[name] = desired{fingerprint: nothing}
 		}
 	}
-	for name, target := range t.targets {
-		done := t.done[name]
-		if target.knows(done.revision) {
+	for name, want := range t.desired {
+		have := t.written[name]
+		if want.knows(have.revision) {
 			// From now on the informer has the word, also when somebody takes it away.
-			done.revision = configmap.Revision{}
-			t.done[name] = done
+			have.revision = configmap.Revision{}
+			t.written[name] = have
 		}
-		if t.needsWork(target, done) {
+		if t.needsWork(want, have) {
 			t.queue.Add(name)
 		}
 	}
@@ -95,38 +95,38 @@ func (t *term) publish(state State) {
 // nothing is the fingerprint of no modules.
 var nothing = policy.Set{}.Fingerprint()
 
-func (t *term) targetsOf(state State) map[types.NamespacedName]target {
-	all := make(map[types.NamespacedName]target, len(state.ConfigMaps))
+func (t *term) desiredOf(state State) map[types.NamespacedName]desired {
+	all := make(map[types.NamespacedName]desired, len(state.ConfigMaps))
 	statuses := make(map[types.NamespacedName][]policy.Status, len(state.ConfigMaps))
 	for _, s := range state.Report.Modules {
 		name := configmap.NameOf(s.ID)
 		statuses[name] = append(statuses[name], s)
 	}
 	for name, modules := range byConfigMap(state.Keep) {
-		all[name] = target{modules: modules}
+		all[name] = desired{modules: modules}
 	}
 	for _, cm := range state.ConfigMaps {
 		name := types.NamespacedName{Namespace: cm.Namespace, Name: cm.Name}
-		target := all[name]
-		target.configMap = cm
-		all[name] = target
+		want := all[name]
+		want.configMap = cm
+		all[name] = want
 	}
 	for _, name := range state.History.Names() {
 		if _, ok := all[name]; !ok {
-			all[name] = target{} // it is gone
+			all[name] = desired{} // it is gone
 		}
 	}
-	for name, target := range all {
+	for name, want := range all {
 		var warnings []policy.Problem
-		if target.configMap != nil {
-			warnings = t.config.Kinds.Warnings(target.configMap)
+		if want.configMap != nil {
+			warnings = t.config.Kinds.Warnings(want.configMap)
 		}
-		target.text = configmap.Status(statuses[name], warnings...)
-		target.pending = slices.ContainsFunc(statuses[name], policy.Status.Pending)
-		target.held = policy.Report{Modules: statuses[name]}.Held()
-		target.fingerprint = target.modules.Fingerprint()
-		target.revisions = state.History.Of(name)
-		all[name] = target
+		want.text = configmap.Status(statuses[name], warnings...)
+		want.pending = slices.ContainsFunc(statuses[name], policy.Status.Pending)
+		want.held = policy.Report{Modules: statuses[name]}.Held()
+		want.fingerprint = want.modules.Fingerprint()
+		want.revisions = state.History.Of(name)
+		all[name] = want
 	}
 	return all
 }
@@ -144,16 +144,16 @@ func byConfigMap(modules policy.Set) map[types.NamespacedName]policy.Set {
 }
 
 // needsWork reports whether there is something to write or to tell.
-func (t *term) needsWork(target target, done done) bool {
+func (t *term) needsWork(want desired, have written) bool {
 	switch {
-	case !done.told || done.text != target.text || done.fingerprint != target.fingerprint:
+	case !have.reported || have.text != want.text || have.fingerprint != want.fingerprint:
 		return true
-	case !target.recorded(done) || len(target.revisions) > historyLimit:
+	case !want.recorded(have) || len(want.revisions) > historyLimit:
 		return true
-	case target.configMap == nil:
-		return len(target.modules) == 0 // there is something to take away
+	case want.configMap == nil:
+		return len(want.modules) == 0 // there is something to take away
 	}
-	return t.config.Annotation != "" && target.configMap.Annotations[t.config.Annotation] != target.text
+	return t.config.Annotation != "" && want.configMap.Annotations[t.config.Annotation] != want.text
 }
 
 // next works on one ConfigMap; false once the queue is shut down.
@@ -167,7 +167,7 @@ func (t *term) next(ctx context.Context) bool {
 		t.queue.AddAfter(name, retryPeriod)
 		return true
 	}
-	if err := t.tell(ctx, name); err != nil && ctx.Err() == nil {
+	if err := t.reconcile(ctx, name); err != nil && ctx.Err() == nil {
 		t.config.Log.Warn("the status could not be written; trying again", "configMap", name.String(), "error", err)
 		t.queue.AddRateLimited(name)
 		return true
@@ -176,46 +176,46 @@ func (t *term) next(ctx context.Context) bool {
 	return true
 }
 
-// tell writes what there is to tell of one ConfigMap. The revision comes first:
+// reconcile writes what is to be reported of one ConfigMap. The revision comes first:
 // what is called ok also survives a restart.
-func (t *term) tell(ctx context.Context, name types.NamespacedName) error {
+func (t *term) reconcile(ctx context.Context, name types.NamespacedName) error {
 	t.mu.Lock()
-	target, ok := t.targets[name]
-	done, fingerprint := t.done[name], t.fingerprint
+	want, ok := t.desired[name]
+	have, fingerprint := t.written[name], t.fingerprint
 	t.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	if target.configMap == nil && len(target.modules) == 0 {
-		return t.takeLeave(ctx, name, target)
+	if want.configMap == nil && len(want.modules) == 0 {
+		return t.takeLeave(ctx, name, want)
 	}
-	done.news = done.news || !target.recorded(done)
-	errRecord := t.record(ctx, name, target, &done)
-	if target.pending && t.isPatient(name, &done) {
-		t.remember(name, done)
+	have.news = have.news || !want.recorded(have)
+	errRecord := t.record(ctx, name, want, &have)
+	if want.pending && t.isPatient(name, &have) {
+		t.remember(name, have)
 		return errRecord // as a rule it takes less time to find out than to tell
 	}
-	if target.good() && (!target.recorded(done) || !t.everywhere(fingerprint)) {
-		err := t.await(ctx, name, target, &done)
-		t.remember(name, done)
+	if want.good() && (!want.recorded(have) || !t.everywhere(fingerprint)) {
+		err := t.await(ctx, name, want, &have)
+		t.remember(name, have)
 		return errors.Join(errRecord, err)
 	}
-	done.waiting = time.Time{}
-	told, err := t.annotate(ctx, name, target, target.text, &done)
+	have.waiting = time.Time{}
+	told, err := t.annotate(ctx, name, want, want.text, &have)
 	if told && errRecord == nil {
-		t.announce(name, target, done)
-		done.news, done.told, done.text, done.fingerprint = false, true, target.text, target.fingerprint
+		t.announce(name, want, have)
+		have.news, have.reported, have.text, have.fingerprint = false, true, want.text, want.fingerprint
 	}
-	t.remember(name, done)
+	t.remember(name, have)
 	return errors.Join(errRecord, err)
 }
 
 // remember keeps what was told. A name has one worker at a time, so nobody else
 // has changed it meanwhile.
-func (t *term) remember(name types.NamespacedName, done done) {
+func (t *term) remember(name types.NamespacedName, have written) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.done[name] = done
+	t.written[name] = have
 }
 
 // everywhere reports whether every live replica has in force what we have.
@@ -233,11 +233,11 @@ func (t *term) everywhere(fingerprint string) bool {
 
 // isPatient reports whether a change is not told yet, as what it waits for may be there
 // at any moment; if not, it is looked at again.
-func (t *term) isPatient(name types.NamespacedName, done *done) bool {
-	if done.waiting.IsZero() {
-		done.waiting = time.Now()
+func (t *term) isPatient(name types.NamespacedName, have *written) bool {
+	if have.waiting.IsZero() {
+		have.waiting = time.Now()
 	}
-	if time.Since(done.waiting) >= patience {
+	if time.Since(have.waiting) >= patience {
 		return false
 	}
 	t.queue.AddAfter(name, patience)
@@ -246,16 +246,16 @@ func (t *term) isPatient(name types.NamespacedName, done *done) bool {
 
 // await looks again later whether all replicas have caught up. If they take long,
 // a status of the version before is taken back meanwhile: it would be a lie.
-func (t *term) await(ctx context.Context, name types.NamespacedName, target target, done *done) error {
-	if t.isPatient(name, done) {
+func (t *term) await(ctx context.Context, name types.NamespacedName, want desired, have *written) error {
+	if t.isPatient(name, have) {
 		return nil
 	}
 	t.queue.AddAfter(name, lookAgain)
-	changed := done.news || done.told && done.fingerprint != target.fingerprint || !done.told && isFresh(target.newest(*done))
-	if t.config.Annotation == "" || target.configMap == nil || target.configMap.Annotations[t.config.Annotation] == "" || !changed {
+	changed := have.news || have.reported && have.fingerprint != want.fingerprint || !have.reported && isFresh(want.newest(*have))
+	if t.config.Annotation == "" || want.configMap == nil || want.configMap.Annotations[t.config.Annotation] == "" || !changed {
 		return nil
 	}
-	_, err := t.annotate(ctx, name, target, configmap.Pending, done)
+	_, err := t.annotate(ctx, name, want, configmap.Pending, have)
 	return err
 }
 
@@ -280,5 +280,5 @@ func (t *term) tidy(ctx context.Context) {
 func (t *term) forgotten(name types.NamespacedName) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.done, name)
+	delete(t.written, name)
 }

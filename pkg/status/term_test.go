@@ -23,17 +23,17 @@ func TestALaterVersionIsNotRecordedOver(t *testing.T) {
 		return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{ResourceVersion: version, CreationTimestamp: metav1.NewTime(created)}}
 	}
 	for sentence, c := range map[string]struct {
-		target target
-		want   bool
+		desired desired
+		want    bool
 	}{
-		"recorded in a later version":             {target{configMap: seen("100", created), revisions: recorded(200)}, true},
-		"recorded in this version":                {target{configMap: seen("200", created), revisions: recorded(200)}, false},
-		"recorded in an earlier version":          {target{configMap: seen("300", created), revisions: recorded(200)}, false},
-		"recorded of another object of this name": {target{configMap: seen("100", created.Add(time.Hour)), revisions: recorded(200)}, false},
-		"not recorded yet":                        {target{configMap: seen("100", created)}, false},
-		"gone":                                    {target{revisions: recorded(200)}, false},
+		"recorded in a later version":             {desired{configMap: seen("100", created), revisions: recorded(200)}, true},
+		"recorded in this version":                {desired{configMap: seen("200", created), revisions: recorded(200)}, false},
+		"recorded in an earlier version":          {desired{configMap: seen("300", created), revisions: recorded(200)}, false},
+		"recorded of another object of this name": {desired{configMap: seen("100", created.Add(time.Hour)), revisions: recorded(200)}, false},
+		"not recorded yet":                        {desired{configMap: seen("100", created)}, false},
+		"gone":                                    {desired{revisions: recorded(200)}, false},
 	} {
-		if got := c.target.behind(done{}); got != c.want {
+		if got := c.desired.behind(written{}); got != c.want {
 			t.Errorf("%s: behind is %t, want %t", sentence, got, c.want)
 		}
 	}
