@@ -246,6 +246,7 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 						t.Fatalf("step %d: the bundles are refused with %v, want %q", n, err, s.refused)
 					}
 					l.config.Bundles = complete(err == nil)
+					reportsWhatIsInForce(t, l) // at once, not only after the next turn
 				}
 				l.start.gaveUp.Store(l.start.gaveUp.Load() || s.late)
 				settleDown(t, l)
@@ -264,6 +265,27 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// reportsWhatIsInForce fails the test unless the report speaks of just the modules in force,
+// each in the version that it is in.
+func reportsWhatIsInForce(t *testing.T, l *Loop) {
+	t.Helper()
+	if l.inForce() == nil {
+		return
+	}
+	var reported []policy.ID
+	for _, s := range l.Report().Modules {
+		if s.InForce != policy.None {
+			reported = append(reported, s.ID)
+		}
+		if s.Held() == (s.InForce == policy.Current) {
+			t.Errorf("%s is in force %s, with the problems %v", s.ID, s.InForce, s.Problems)
+		}
+	}
+	if !slices.Equal(reported, l.inForce().IDs()) {
+		t.Errorf("in force is %v, the report says %v", l.inForce().IDs(), reported)
 	}
 }
 
