@@ -137,6 +137,13 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 				{bundles: &needs, inForce: "[opa/a/main]", decides: map[string]string{"a/x": "3"}},
 			},
 		},
+		"a bundle and a module that need each other, while others are in force": {
+			now: written{"a": both, "b": "package b\nz := 3"},
+			steps: []step{
+				{late: true, inForce: "[opa/b/main]"},
+				{bundles: &needs, inForce: "[opa/a/main opa/b/main]", decides: map[string]string{"a/x": "3"}},
+			},
+		},
 		"a bundle and a module that need each other, and were in force last": {
 			last: written{"a": both}, now: written{"a": both},
 			steps: []step{
