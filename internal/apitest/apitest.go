@@ -69,6 +69,8 @@ type Request struct {
 	Namespace, Name string
 	// Path is that of the URL.
 	Path string
+	// Client is the user agent.
+	Client string
 }
 
 // Writes reports whether the request would change something.
@@ -150,6 +152,13 @@ func (s *Server) Requests(match func(Request) bool) []string {
 	return all
 }
 
+// Changed is closed when something has changed after the call.
+func (s *Server) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
 // HangUp ends all watches.
 func (s *Server) HangUp() {
 	s.mu.Lock()
@@ -181,6 +190,11 @@ func (s *Server) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	c := s.callOf(r)
+	if c.Verb == "create" {
+		if o, err := read(body); err == nil {
+			c.Name = o.GetName()
+		}
+	}
 	s.mu.Lock()
 	s.requests = append(s.requests, c.Request)
 	intercept := s.intercept
@@ -237,7 +251,7 @@ type call struct {
 // callOf reads the path of a URL: api/v1/… or apis/<group>/<version>/…, then
 // namespaces/<namespace>/ for what is in one, a plural and perhaps a name.
 func (s *Server) callOf(r *http.Request) call {
-	c := call{Request: Request{Path: r.URL.Path}, query: r.URL.Query()}
+	c := call{Request: Request{Path: r.URL.Path, Client: r.UserAgent()}, query: r.URL.Query()}
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	if parts[0] == "api" {
 		parts = slices.Insert(parts, 1, "")

@@ -1,6 +1,7 @@
 package apitest
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"slices"
@@ -69,8 +70,9 @@ func (s *store) since(w *watcher) ([]any, uint64) {
 		return []any{event("ERROR", status)}, s.version
 	}
 	var events []any
-	for _, c := range s.changes {
-		if c.version <= w.version || c.resource != w.Request.Resource {
+	first, _ := slices.BinarySearchFunc(s.changes, w.version+1, func(c change, version uint64) int { return cmp.Compare(c.version, version) })
+	for _, c := range s.changes[first:] {
+		if c.resource != w.Request.Resource {
 			continue
 		}
 		switch before, after := w.selected(c.before), w.selected(c.after); {
