@@ -25,12 +25,12 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 	}{
 		{"a replica that is alone says ok", func(t *testing.T, c *cluster) {
 			c.start(t, "a", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 		{"two that have the same in force say ok", func(t *testing.T, c *cluster) {
 			c.start(t, "a", first)
 			c.start(t, "b", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 		{"one that lags keeps ok back as long as it lags, and not a moment longer", func(t *testing.T, c *cluster) {
 			b := withOneThatLags(t, c)
@@ -41,7 +41,7 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 				}
 			}
 			b.enforces(first, library)
-			if took := after(t, "it says ok", func() bool { return c.says("library") == configmap.OK }); took > time.Second {
+			if took := c.saysOK(t, "library"); took > time.Second {
 				t.Errorf("ok came after %s", took)
 			}
 		}},
@@ -54,13 +54,13 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 				t.Errorf("it says %s", got)
 			}
 			b.enforces(first, library)
-			after(t, "it says ok", func() bool { return c.says("library") == configmap.OK })
+			c.saysOK(t, "library")
 		}},
 		{"one that is gone is waited for as long as its Lease lasts", func(t *testing.T, c *cluster) {
 			withOneThatLags(t, c)
 			time.Sleep(time.Minute)
 			c.cutOff("b", true)
-			took := after(t, "it says ok", func() bool { return c.says("library") == configmap.OK })
+			took := c.saysOK(t, "library")
 			if took < replicaDuration-renewEvery || took > replicaDuration+2*lookAgain {
 				t.Errorf("ok came after %s, want %s after the last renewal", took, replicaDuration)
 			}
@@ -71,8 +71,8 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 			c.cutOff("b", true)
 			time.Sleep(time.Minute)
 			a.enforces(second)
-			after(t, "the second version is recorded", func() bool { return len(c.revisions("rules")) == 2 })
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.after(t, "the second version is recorded", func() bool { return len(c.revisions("rules")) == 2 })
+			c.saysOK(t, "rules")
 			c.cutOff("b", false)
 			time.Sleep(time.Minute)
 			a.enforces(module("rules", "third"))
@@ -81,13 +81,13 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 				t.Errorf("it says %s while b still has the first version", got)
 			}
 			b.enforces(module("rules", "third"))
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 		{"one that stops in good order is not waited for", func(t *testing.T, c *cluster) {
 			b := withOneThatLags(t, c)
 			time.Sleep(time.Minute)
 			b.stop()
-			if took := after(t, "it says ok", func() bool { return c.says("library") == configmap.OK }); took > 2*lookAgain {
+			if took := c.saysOK(t, "library"); took > 2*lookAgain {
 				t.Errorf("ok came after %s", took)
 			}
 		}},
@@ -98,25 +98,25 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 			ended := make(chan struct{})
 			go func() { defer close(ended); _ = b.Run(ctx, func() {}) }()
 			t.Cleanup(func() { cancel(); <-ended })
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 		{"a Lease that nobody renews since long is of nobody who is alive", func(t *testing.T, c *cluster) {
 			c.Put("leases.coordination.k8s.io", leaseOf("b", "old", time.Now().Add(-staleAfter-time.Minute)))
 			c.start(t, "a", first)
-			if took := after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK }); took >= replicaDuration {
+			if took := c.saysOK(t, "rules"); took >= replicaDuration {
 				t.Errorf("ok came after %s", took)
 			}
 		}},
 		{"a Lease that is found at the start counts as renewed just now", func(t *testing.T, c *cluster) {
 			c.Put("leases.coordination.k8s.io", leaseOf("b", "old", time.Now().Add(-time.Minute)))
 			c.start(t, "a", first)
-			if took := after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK }); took < replicaDuration {
+			if took := c.saysOK(t, "rules"); took < replicaDuration {
 				t.Errorf("ok came after %s", took)
 			}
 		}},
 		{"a writer that does not hear of the others does not say ok", func(t *testing.T, c *cluster) {
 			a := c.start(t, "a", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 			c.refuse(func(r apitest.Request) error {
 				if r.Client == "a" && (r.Verb == "watch" || r.Verb == "list") {
 					return errCut
@@ -131,12 +131,12 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 				t.Errorf("it says %s", got)
 			}
 			c.refuse(nil)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 		{"an edit that all have within a second costs no write", func(t *testing.T, c *cluster) {
 			a := c.start(t, "a", first)
 			b := c.start(t, "b", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 			before := len(patches(c))
 			a.enforces(second)
 			time.Sleep(patience * 9 / 10)
@@ -149,10 +149,10 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 		{"an ok of the version before is taken back after a second", func(t *testing.T, c *cluster) {
 			a := c.start(t, "a", first)
 			b := c.start(t, "b", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 			time.Sleep(5 * time.Minute)
 			a.enforces(second)
-			took := after(t, "it says pending", func() bool { return c.says("rules") == configmap.Pending })
+			took := c.after(t, "it says pending", func() bool { return c.says("rules") == configmap.Pending })
 			if took < patience || took > 2*patience {
 				t.Errorf("pending came after %s", took)
 			}
@@ -161,18 +161,18 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 				t.Errorf("it says %s", got)
 			}
 			b.enforces(second)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 		{"an ok that the writer before has left is taken back, too", func(t *testing.T, c *cluster) {
 			a := c.start(t, "a", first)
 			b := c.start(t, "b", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 			time.Sleep(time.Minute)
 			b.enforces(second)
 			synctest.Wait()
 			a.stop()
 			c.start(t, "c", first)
-			after(t, "it says pending", func() bool { return c.says("rules") == configmap.Pending })
+			c.after(t, "it says pending", func() bool { return c.says("rules") == configmap.Pending })
 		}},
 		{"an error is written at once, whatever others have", func(t *testing.T, c *cluster) {
 			a := c.start(t, "a", first)
@@ -184,17 +184,17 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 		}},
 		{"what is about to be known is not told within a second", func(t *testing.T, c *cluster) {
 			a := c.start(t, "a", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 			s := broken("rules", policy.Previous)
 			s.Problems[0].Code = policy.CodePending
 			a.holds(s)
-			if took := after(t, "it says error", func() bool { return c.says("rules") != configmap.OK }); took < patience {
+			if took := c.after(t, "it says error", func() bool { return c.says("rules") != configmap.OK }); took < patience {
 				t.Errorf("it was told after %s", took)
 			}
 		}},
 		{"the revision comes before ok", func(t *testing.T, c *cluster) {
 			c.start(t, "a", first)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 			want := "create controllerrevisions.apps opa/rules-1, patch configmaps opa/rules"
 			if got := strings.Join(withoutEvents(c.written("a")), ", "); got != want {
 				t.Errorf("it has written: %s; want %s", got, want)
@@ -213,7 +213,7 @@ func TestOKMeansOnEveryReplica(t *testing.T) {
 				t.Errorf("it says %s", got)
 			}
 			c.refuse(nil)
-			after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+			c.saysOK(t, "rules")
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -282,7 +282,7 @@ func TestTheStatusOfAVersionThatIsNoMoreIsNotWritten(t *testing.T) {
 			return nil
 		})
 		c.start(t, "a", module("rules", "first"))
-		after(t, "it says ok", func() bool { return c.says("rules") == configmap.OK })
+		c.saysOK(t, "rules")
 		cm := apitest.Get[corev1.ConfigMap](c.Server, "configmaps", "opa", "rules")
 		if len(patches(c)) != 4 || cm.Data["main"] != "xxx" {
 			t.Errorf("after %d writes the policy is %q", len(patches(c)), cm.Data["main"])
