@@ -1,6 +1,7 @@
 package status
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -106,20 +107,26 @@ func TestAStatusGoesWithWhatItSpeaksOf(t *testing.T) {
 func TestTheSweepReadsEveryPage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster()
-		const others = 2*pageSize + 1
+		const others = pageSize + 1
 		for n := range others {
 			c.Put("configmaps", corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
 				Namespace: "opa", Name: fmt.Sprintf("other-%04d", n), Annotations: map[string]string{annotation: configmap.OK},
 			}})
 		}
-		c.start(t, "a")
-		time.Sleep(time.Minute)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		writer := c.newReplica(t, "a").writer
+		go func() { defer close(ended); _ = writer.Run(ctx, func() {}) }()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		cancel()
+		<-ended
 		for n := range others {
 			if name := fmt.Sprintf("other-%04d", n); c.says(name) != "" {
 				t.Fatalf("%s still has a status", name)
 			}
 		}
-		if n := len(c.Requests(func(r apitest.Request) bool { return r.Verb == "list" && r.Resource == "configmaps" })); n != 3 {
+		if n := len(c.Requests(func(r apitest.Request) bool { return r.Verb == "list" && r.Resource == "configmaps" })); n != 2 {
 			t.Errorf("they were listed on %d pages", n)
 		}
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -221,7 +220,7 @@ func (r *replica) run(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := r.Replicas.Run(ctx, r.look); err != nil {
+		if err := r.Run(ctx, r.look); err != nil {
 			t.Error(err)
 		}
 	})
@@ -249,7 +248,7 @@ func (c *cluster) newReplica(t *testing.T, identity string) *replica {
 	if err := errors.Join(errCore, errApps, errLeases, errMetadata); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	r.Replicas = NewReplicas(ReplicasConfig{Leases: leases, Namespace: "opa", Identity: identity, Log: log})
 	r.writer = NewWriter(WriterConfig{
 		ConfigMaps: core, Revisions: apps, Leases: leases, Events: core, Metadata: objects,

@@ -268,7 +268,7 @@ func leaseOf(identity, inForce string, renewed time.Time) *coordinationv1.Lease 
 	}
 }
 
-// An author who edits a policy while another's writer is at it must not lose the edit.
+// A status speaks of one version of a policy: if its author was faster, it is not written.
 func TestTheStatusOfAVersionThatIsNoMoreIsNotWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster()
@@ -284,7 +284,7 @@ func TestTheStatusOfAVersionThatIsNoMoreIsNotWritten(t *testing.T) {
 		c.start(t, "a", module("rules", "first"))
 		c.saysOK(t, "rules")
 		cm := apitest.Get[corev1.ConfigMap](c.Server, "configmaps", "opa", "rules")
-		if len(patches(c)) != 4 || cm.Data["main"] != "xxx" {
+		if len(patches(c)) < 4 || cm.Data["main"] != "xxx" {
 			t.Errorf("after %d writes the policy is %q", len(patches(c)), cm.Data["main"])
 		}
 	})

@@ -266,7 +266,7 @@ func (s *Server) callOf(r *http.Request) call {
 		c.Namespace, parts = parts[1], parts[2:]
 	}
 	gvr.Resource = parts[0]
-	c.Request.Resource = gvr.GroupResource().String()
+	c.Resource = gvr.GroupResource().String()
 	if len(parts) > 1 {
 		c.Name = parts[1]
 	}
@@ -303,7 +303,7 @@ func verbOf(method, name string, query url.Values) string {
 func (s *Server) answer(c call, r *http.Request, body []byte) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.Request.Resource == "" {
+	if c.Resource == "" {
 		return discover(s.resources, c.Path)
 	}
 	if c.resource == nil {

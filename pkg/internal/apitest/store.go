@@ -48,7 +48,7 @@ func newStore() store {
 
 // do answers a call about objects.
 func (s *store) do(c call, body []byte) (any, error) {
-	k := key{c.Request.Resource, c.Namespace, c.Name}
+	k := key{c.Resource, c.Namespace, c.Name}
 	old := s.objects[k]
 	gr := c.resource.GroupResource()
 	switch c.Verb {
@@ -66,7 +66,7 @@ func (s *store) do(c call, body []byte) (any, error) {
 		}
 		return shown(c, s.set(k, o)), nil
 	}
-	if old == nil && c.Verb == "update" && c.Request.Resource == "leases.coordination.k8s.io" {
+	if old == nil && c.Verb == "update" && c.Resource == "leases.coordination.k8s.io" {
 		return nil, conflict(gr, k.name) // the real one would create it, but for its version
 	}
 	if old == nil {
@@ -230,7 +230,7 @@ func (s *store) page(c call) (any, error) {
 		return nil, err
 	}
 	items := []any{}
-	for _, o := range s.list(c.Request.Resource) {
+	for _, o := range s.list(c.Resource) {
 		if selected(o) {
 			items = append(items, shown(c, o))
 		}

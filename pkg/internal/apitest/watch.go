@@ -45,7 +45,7 @@ func (s *store) watch(c call) (any, error) {
 		return w, nil
 	}
 	w.version = s.version
-	for _, o := range s.list(c.Request.Resource) {
+	for _, o := range s.list(c.Resource) {
 		if selected(o) {
 			w.first = append(w.first, event("ADDED", shown(c, o)))
 		}
@@ -72,7 +72,7 @@ func (s *store) since(w *watcher) ([]any, uint64) {
 	var events []any
 	first, _ := slices.BinarySearchFunc(s.changes, w.version+1, func(c change, version uint64) int { return cmp.Compare(c.version, version) })
 	for _, c := range s.changes[first:] {
-		if c.resource != w.Request.Resource {
+		if c.resource != w.Resource {
 			continue
 		}
 		switch before, after := w.selected(c.before), w.selected(c.after); {
