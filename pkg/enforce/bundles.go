@@ -47,7 +47,7 @@ func (l *Loop) propose(ctx context.Context, p proposal) error {
 		base = l.start.base
 	}
 	err = l.activateBundles(ctx, p.set, now, p.made)
-	if gone := missingBundles(base.Bundles(), p.set.Bundles); err != nil && len(gone) > 0 {
+	if gone := missingBundles(base.Bundles(), p.set.Bundles); err != nil && ctx.Err() == nil && len(gone) > 0 {
 		l.config.Log.Error("bundles are configured no more, and stay in force: what is in force needs them",
 			"bundles", strings.Join(gone, ", "), "problems", err.Error())
 		err = l.activateBundles(ctx, p.set, now, p.made, gone...)

@@ -361,6 +361,35 @@ func TestAProposalWaitsForTheLoop(t *testing.T) {
 	}
 }
 
+// reads is a shelf that counts how often it is read.
+type reads struct {
+	shelf
+	n int
+}
+
+func (r *reads) ConfigMaps() ([]*corev1.ConfigMap, error) {
+	r.n++
+	return r.shelf.ConfigMaps()
+}
+
+// A compilation that was left behind when the context ended may still be at work: nothing
+// else may use the compiler then, whatever is asked for.
+func TestTheLoopDoesNothingMoreAfterItsContext(t *testing.T) {
+	source := &reads{}
+	l := newTestLoop(t, source)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 64 { // a select takes any of those that are ready
+		l.config.Inbox.Look()
+		if err := l.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if source.n > 0 {
+		t.Errorf("it has looked %d times", source.n)
+	}
+}
+
 // objects are those of the cluster, as far as they are wanted.
 type objects struct {
 	wanted []string

@@ -128,9 +128,10 @@ func New(config Config) *Loop {
 	return l
 }
 
-// Run turns whenever somebody looks, until ctx ends.
+// Run turns whenever somebody looks, until ctx ends. Then it does nothing more: a
+// compilation that it has left behind may still use the compiler.
 func (l *Loop) Run(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -139,7 +140,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		case noticed := <-l.config.Inbox.looks:
 			began, before := time.Now(), l.config.Engine.InForce()
 			err := l.condition.during(func() error { return l.turn(ctx, noticed) })
-			if err != nil && ctx.Err() == nil {
+			if ctx.Err() == nil && err != nil {
 				return err
 			}
 			if l.config.Engine.InForce() == before {
@@ -147,6 +148,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 		}
 	}
+	return nil
 }
 
 const (
@@ -385,7 +387,7 @@ func (l *Loop) settle(ctx context.Context, base *compile.Snapshot, set policy.Se
 
 // measured returns the result of work, and records how long that took. OPA's compiler
 // knows no context: if ctx ends first, the process is about to end too and does not wait
-// for it.
+// for it. Whoever gets the error of ctx must not use the compiler any more.
 func measured[T any](ctx context.Context, recorder Recorder, work func() T) (result T, err error) {
 	began := time.Now()
 	done := make(chan T, 1)
