@@ -70,6 +70,7 @@ soak: programs ## let the random tests run long, about SOAK=30 minutes; SEED=n r
 		go test -v -vet=off -count=1 $(call soak_tests,TestTheLoopDoesWhatTheModelSays|TestReplicasComeToTheSameSet,./pkg/enforce)
 	export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) * 20)); \
 		go test -v -vet=off -count=1 $(call soak_tests,TestAllWaysInAgree,./pkg/enforce)
+	go test -v -vet=off -count=1 $(call soak_tests,TestWhateverIsEdited|TestRandom.*,./pkg/compile ./pkg/admission)
 	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_SOAK=$$(($(SOAK) / 2 + 1)); \
 		$(E2E_TEST) $(call soak_tests,TestDataFollowsTheCluster,.)
 	cd e2e; export KUBE_REGO_SEED=$(soak_seed) KUBE_REGO_RESTARTS=$$(($(SOAK) * 30)); \

@@ -25,10 +25,9 @@ var stricter = []string{
 // of the API server in both directions: what is sent it applies, and does what was
 // meant; what it would apply is not refused, but for a few reasons.
 func TestRandomPatchesAgainstTheAPIServer(t *testing.T) {
-	const rounds = 10_000
 	random := source{rand.New(rand.NewPCG(6902, 6901))}
 	taken, refused := 0, 0
-	for range rounds {
+	for range rounds() {
 		object := random.object()
 		operations := random.operations(object)
 		before, err := json.Marshal(object)
@@ -65,7 +64,7 @@ func TestRandomPatchesAgainstTheAPIServer(t *testing.T) {
 			refused++
 		}
 	}
-	if taken < rounds/10 || refused < rounds/10 {
+	if taken < rounds()/10 || refused < rounds()/10 {
 		t.Errorf("%d patches were taken and %d refused: too few of a kind to say anything", taken, refused)
 	}
 }
@@ -73,7 +72,7 @@ func TestRandomPatchesAgainstTheAPIServer(t *testing.T) {
 // What one random object becomes another by, as a whole and as a merge patch.
 func TestRandomDifferencesAgainstTheAPIServer(t *testing.T) {
 	random := source{rand.New(rand.NewPCG(7386, 6902))}
-	for range 10_000 {
+	for range rounds() {
 		object, other := random.object(), random.object()
 		for form, want := range map[string]any{formObject: other, formMergePatch: merged(object, other)} {
 			patch, err := jsonPatch(other, form, object, true)
@@ -89,6 +88,14 @@ func TestRandomDifferencesAgainstTheAPIServer(t *testing.T) {
 			}
 		}
 	}
+}
+
+// rounds is how many patches, or differences, are made up.
+func rounds() int {
+	if testing.Short() {
+		return 2_500 // make soak makes the others too
+	}
+	return 10_000
 }
 
 func containsAny(text string, words []string) bool {

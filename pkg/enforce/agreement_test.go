@@ -123,6 +123,7 @@ func (h *house) step() {
 		}
 		h.met.meet("bundle taken")
 		h.bundle = next
+		h.now.ask().check(h) // at once: what is held is tried again only with the next turn
 	case 1:
 		h.met.meet("restart")
 		h.tell("restart")
