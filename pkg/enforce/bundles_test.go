@@ -276,14 +276,22 @@ func TestBundlesAndConfigMaps(t *testing.T) {
 }
 
 // reportsWhatIsInForce fails the test unless the report speaks of just the modules in force,
-// each in the version that it is in.
+// and calls those current that are in force as they are wanted.
 func reportsWhatIsInForce(t *testing.T, l *Loop) {
 	t.Helper()
 	if l.inForce() == nil {
 		return
 	}
+	now, err := l.read()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var reported []policy.ID
 	for _, s := range l.Report().Modules {
+		inForce, _ := l.inForce().Module(s.ID)
+		if s.InForce == policy.Previous && inForce.Digest() == now.wanted[s.ID].Digest() {
+			t.Errorf("%s is in force as it is wanted, and reported as %s: %v", s.ID, s.InForce, s.Problems)
+		}
 		if s.InForce != policy.None {
 			reported = append(reported, s.ID)
 		}
