@@ -102,13 +102,13 @@ func newReviewer(t *testing.T, folder string) *admission.Reviewer {
 		t.Fatalf("%s is held: %v", s.ID, s.Problems)
 	}
 	opa := engine.New()
-	opa.Apply(objects(t, opa, folder)...)
+	opa.Apply(objects(t, folder)...)
 	opa.Activate(snapshot, report)
 	return admission.NewReviewer(opa, admission.Config{Entrypoint: "system/main"})
 }
 
 // objects puts what a folder has in objects/ where replication would put it.
-func objects(t *testing.T, opa *engine.Engine, folder string) []data.Change {
+func objects(t *testing.T, folder string) []data.Change {
 	t.Helper()
 	var interner data.Interner
 	var changes []data.Change
