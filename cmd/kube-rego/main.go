@@ -1,4 +1,5 @@
-// Command kube-rego enforces the policies that a cluster keeps in ConfigMaps.
+// Command kube-rego enforces the policies that a cluster keeps in ConfigMaps. It turns
+// flags into options and errors into exit codes; package daemon does the rest.
 package main
 
 import (

@@ -1,11 +1,14 @@
 // Package certs has the webhook's certificates: it makes a CA and a serving
 // certificate, shares them between replicas in a Secret, reads them from files
 // where somebody else makes them, and puts the CA into webhook configurations.
-// It reads the CAs whose clients may connect, too.
+// It also reads the CAs whose clients may connect.
 //
-// Rotation has its place in Shared, which replaces a bundle that is no longer
-// valid. So far it is asked at the start, and whenever a webhook configuration
-// holds another CA than ours; nothing asks as time goes by.
+// It touches the Secret and the webhook configurations that its configuration
+// names, and the files; it never overwrites a Secret or a CA that is not ours.
+//
+// Rotation has its place in [Shared], which replaces a bundle that is no longer
+// valid. So far that happens at the start, and whenever a webhook configuration
+// holds another CA than ours; nothing renews a certificate as time goes by.
 package certs
 
 import (

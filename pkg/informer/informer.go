@@ -1,6 +1,6 @@
 // Package informer makes informers of single resources. client-go makes them in
-// factories that know every resource of Kubernetes, and so does a program that
-// uses one; this package knows only what it is given.
+// factories that know every resource of Kubernetes, and a program that uses one
+// carries them all; this package knows only the clients that it is given.
 package informer
 
 import (

@@ -2,6 +2,9 @@
 // which fetch bundles and configuration and send decision logs and statuses, and its
 // REST API. All of it is OPA's own code, over the policies and data that the engine has
 // in force.
+//
+// It touches the network as far as OPA's configuration names services. It changes
+// nothing that is in force: bundles go through a [Gate], and the API only reads.
 package opa
 
 import (

@@ -1,9 +1,9 @@
-// Package overview tells a person with a kubeconfig what became of the policies of
+// Package overview shows a person with a kubeconfig what became of the policies of
 // a cluster: what their annotations say, what was recorded of them, and who
 // enforces them. It only reads, and asks nobody but the API server.
 //
-// What it reads is other people's text. Nothing of it reaches a terminal before
-// policy.Printable has been over it.
+// It reads other people's text. Nothing of it reaches a terminal before
+// [policy.Printable] has been over it.
 package overview
 
 import (

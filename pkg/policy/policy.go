@@ -2,11 +2,11 @@
 // set, problem, report. It knows neither Kubernetes nor OPA; the standard
 // library is all it imports.
 //
-// A Module is one key of one labelled ConfigMap: Rego, or data that policies
-// read. All modules together are the
-// Set that somebody wants. The engine brings into force as much of it as
-// compiles and answers with a Report: of each module, what is in force and, if
-// that is not what was wanted, the Problems that hold the change back.
+// A [Module] is one key of one labelled ConfigMap: Rego, or data that policies
+// read. All modules together are the [Set] that somebody wants. Package compile
+// brings as much of it as compiles into a snapshot and answers with a [Report]: of
+// each module, what is in force and, if that is not what was wanted, the [Problem]s
+// that hold the change back.
 package policy
 
 import (

@@ -1,5 +1,7 @@
 // Package rbac makes the ClusterRole that a set of policies needs: the right to list
-// and watch the resources that they read in data, and no other.
+// and watch the resources that they read in data, and no other. It reads files, or
+// standard input, and may ask the API server which resources it has; it prints the
+// role and applies nothing.
 package rbac
 
 import (

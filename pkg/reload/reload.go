@@ -1,5 +1,5 @@
-// Package reload keeps new what is read from files that somebody else writes:
-// certificates, CAs, tokens.
+// Package reload reads files again that somebody else writes: certificates, CAs,
+// tokens. It touches the files that it is given, and reads them only.
 package reload
 
 import (

@@ -1,9 +1,10 @@
 // Package replication puts objects of the cluster into data, where policies read
-// them, and keeps them as they are in the cluster. Which resources these are flags
-// say, or the policies themselves by what they read.
+// them, and keeps them as they are in the cluster. Flags say which resources these
+// are, or the policies themselves by what they read.
 //
 // An object is held once, in data: what the API server sends goes there straight
-// away, in batches, and no cache of another form is kept beside it.
+// away, in batches, and no cache of another form is kept beside it. The package lists
+// and watches; it writes nothing to the cluster, and knows documents but no policies.
 package replication
 
 import (

@@ -1,6 +1,7 @@
 // Package server has the listeners: HTTPS for the API server's webhook, plain
 // HTTP for probes, metrics and status. It knows the limits of a request and how
-// to drain; what a request means is package admission's to know.
+// to drain; what a request means is package admission's to know. It touches the
+// network and the clock, and no cluster.
 package server
 
 import (

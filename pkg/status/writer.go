@@ -1,9 +1,9 @@
-// Package status tells the authors of policies what became of them, and keeps
+// Package status reports to the authors of policies what became of them, and keeps
 // what was in force for the next start: an annotation and events on each
 // ConfigMap, revisions beside it, and a Lease for each replica.
 //
-// Nothing here is on the path to enforcement. Of what is written only the
-// revisions and the Leases are read back; the annotation never is.
+// Nothing here is on the path to enforcement. One elected replica writes, and of what
+// it writes only the revisions and the Leases are read back; the annotation never is.
 package status
 
 import (

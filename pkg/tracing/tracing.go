@@ -1,5 +1,6 @@
 // Package tracing sends spans to a collector of OpenTelemetry, if the environment asks
-// for that with the variables of OpenTelemetry's specification.
+// for that with the variables of OpenTelemetry's specification. It touches that
+// collector alone, and no span holds an admitted object.
 package tracing
 
 import (

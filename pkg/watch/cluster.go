@@ -1,6 +1,7 @@
 // Package watch knows the ConfigMaps as they are now, from a cluster or from
-// files. An event means only "look again": what changed, and in which order, is
-// never looked at, so there is no state to get stuck in.
+// files, and what was recorded of them. An event means only "look again": the
+// package never looks at what changed, and in which order, so no state can get
+// stuck. It lists and watches, and writes nothing.
 package watch
 
 import (
