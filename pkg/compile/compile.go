@@ -134,6 +134,10 @@ func (c *Compiler) settle(
 	s := c.newSettlement(previous.modules, previous.bundles)
 	changes := s.changes(parsed, known)
 	compiler := decide(s, previous.compiler, changes)
+	refused := make(map[policy.ID]bool)
+	for _, ch := range s.heldOf(changes) {
+		refused[ch.id] = true
+	}
 	return newSnapshot(contents{
 		compiler: compiler,
 		modules:  renew(s.base, parsed),
@@ -141,6 +145,7 @@ func (c *Compiler) settle(
 		wanted:   parsed,
 		held:     s.held,
 		warnings: s.warnings,
+		refused:  refused,
 	})
 }
 

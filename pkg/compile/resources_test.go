@@ -415,3 +415,14 @@ func TestObjectsAndDataOfConfigMapsStandBesideEachOther(t *testing.T) {
 	e.Apply(data.Change{Path: []string{"kubernetes", "pods"}})
 	check(map[string]string{"k/all": "[]", "kubernetes": "undefined", "k/list": `["a"]`})
 }
+
+// A module is held only as long as what it reads is not known: it comes into force with what
+// is fresh, and does not wait until all that is broken is tried again.
+func TestWhatWasHeldForWhatItReadsIsFresh(t *testing.T) {
+	c := newReplicating(t, compile.Replicated{Path: []string{"kubernetes"}, Auto: true})
+	set := policy.NewSet(module("reader", 1, "package k", "p := data.kubernetes.pods"), module("broken", 2, "package b", "p := y"))
+	snapshot, report := settleWith(c, c.Empty(), set, resources(map[string]policy.ResourceState{"pods": policy.ResourceLoading}))
+	checkReport(t, report, map[string]want{"reader": {"none", "2:6: replication_pending: …"}, "broken": {"none", "2:6: rego_unsafe_var_error: …"}})
+	snapshot = c.Compile(snapshot, set, resources(map[string]policy.ResourceState{"pods": policy.ResourceLoaded}))
+	checkReport(t, snapshot.Report(), map[string]want{"reader": {"current v1"}, "broken": {"none", "2:6: rego_unsafe_var_error: …"}})
+}

@@ -33,6 +33,9 @@ type contents struct {
 	// held are the wanted changes that it was made without, and why; warnings are of
 	// modules that are in force as wanted.
 	held, warnings map[policy.ID][]policy.Problem
+	// refused are those of the held that do not compile with the rest. The others are held
+	// for what they read or define: that may be settled by now, and costs nothing to try.
+	refused map[policy.ID]bool
 }
 
 // newSnapshot computes all that every snapshot knows: no other way makes one.
@@ -52,14 +55,13 @@ func newSnapshot(c contents) *Snapshot {
 }
 
 // verdict returns the problems of a change if the snapshot was made without just that
-// change.
+// change, because it does not compile with the rest.
 func (s *Snapshot) verdict(c change) ([]policy.Problem, bool) {
-	problems, held := s.held[c.id]
 	var digest [sha256.Size]byte // of a deletion
 	if m := s.wanted[c.id]; m != nil {
 		digest = m.digest
 	}
-	return problems, held && digest == c.digest()
+	return s.held[c.id], s.refused[c.id] && digest == c.digest()
 }
 
 // Fingerprint returns that of the modules in force.

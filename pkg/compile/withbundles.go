@@ -51,12 +51,17 @@ func (c *Compiler) WithBundles(
 	return next, nil
 }
 
-// with returns a snapshot of other modules and bundles, made for the same set, but for
-// modules that are in force as somebody wants them by now.
+// with returns s with other modules and bundles. It reports on the same wanted set; a
+// module that came with the bundles counts as wanted and is no longer held.
 func (s *Snapshot) with(result linked, modules map[policy.ID]*module, b *bundles, warnings map[policy.ID][]policy.Problem) *Snapshot {
 	next := contents{
 		compiler: result.compiler, modules: modules, bundles: b,
 		wanted: union(s.wanted, nil), held: maps.Clone(s.held), warnings: warnings,
+		refused: make(map[policy.ID]bool),
+	}
+	for id := range s.refused {
+		// What is in force in another version may go with these bundles: it is tried first.
+		next.refused[id] = modules[id] == nil
 	}
 	for id, m := range modules {
 		if m != s.modules[id] {

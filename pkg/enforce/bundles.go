@@ -34,11 +34,11 @@ func (l *Loop) acceptedProposals() <-chan proposal {
 
 // propose brings proposed bundles into force, or says why not.
 func (l *Loop) propose(ctx context.Context, p proposal) error {
-	l.left.removal = nil // the newest set is what is wanted
 	now, err := l.read()
 	if err != nil && now.configMaps == nil {
 		return err
 	}
+	l.left.removal = nil // the newest set is what is wanted
 	if l.config.Replication != nil {
 		now.resources = l.resources(l.want(now))
 	}
@@ -85,7 +85,9 @@ func (l *Loop) activateBundles(ctx context.Context, set compile.BundleSet, now i
 		l.start.base = next
 		return nil
 	}
+	before := l.Report()
 	l.activate(next, noticed, began)
+	l.logHeld(ctx, before, l.Report())
 	l.tried.compiled = nil
 	l.config.Log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.config.Inbox.Look()

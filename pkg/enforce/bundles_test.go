@@ -1,9 +1,11 @@
 package enforce
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -317,6 +319,21 @@ func inForceNow(l *Loop) string {
 		return err.Error()
 	}
 	return fmt.Sprint(l.inForce().IDs())
+}
+
+// Who waits for a module reads in the log that it is in force again, also if a bundle has
+// brought it along.
+func TestTheLogNamesWhatABundleReleases(t *testing.T) {
+	l := newTestLoop(t, &shelf{now: written{"a": "package a\ng(x) := x * 2\nx := data.lib.f(1)", "b": "package b\nz := 3"}})
+	var log bytes.Buffer
+	l.config.Log = slog.New(slog.NewTextHandler(&log, nil))
+	settleDown(t, l)
+	if err := offer(t, l, libBundle("f(x) := data.a.g(x) + 1")); err != nil {
+		t.Fatal(err)
+	}
+	if want := `msg="module in force again" module=opa/a/main`; strings.Count(log.String(), want) != 1 {
+		t.Errorf("the log does not say once %s:\n%s", want, log.String())
+	}
 }
 
 // The same bundles again change nothing: queries stay prepared, and nothing is logged.

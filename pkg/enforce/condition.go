@@ -19,15 +19,15 @@ type condition struct {
 	busySince   time.Time // start of the turn; zero between turns
 }
 
-// wait says why no set is in force yet; nil: one is.
-func (c *condition) wait(err error) {
+// setWaiting records why no set is in force yet; nil means that one is.
+func (c *condition) setWaiting(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waiting = err
 }
 
-// source takes in whether the source could be read, and returns what was so before.
-func (c *condition) source(err error) (before error) {
+// setSourceError records why the source cannot be read, and returns the previous error.
+func (c *condition) setSourceError(err error) (before error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	before, c.sourceError = c.sourceError, err
@@ -47,29 +47,35 @@ func (c *condition) busy(since time.Time) {
 	c.busySince = since
 }
 
-// Ready returns nil once a whole policy set is in force, or why none is yet.
-func (l *Loop) Ready() error {
-	l.condition.mu.Lock()
-	defer l.condition.mu.Unlock()
-	return l.condition.waiting
+func (c *condition) ready() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.waiting
 }
 
-// Healthy returns nil unless the loop is stuck.
-func (l *Loop) Healthy() error {
-	l.condition.mu.Lock()
-	defer l.condition.mu.Unlock()
-	if since := l.condition.busySince; !since.IsZero() && time.Since(since) > stuckAfter {
-		return fmt.Errorf("the policy loop has not come round for %s", time.Since(since).Round(time.Second))
+func (c *condition) healthy() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.busySince.IsZero() && time.Since(c.busySince) > stuckAfter {
+		return fmt.Errorf("the policy loop has not come round for %s", time.Since(c.busySince).Round(time.Second))
 	}
 	return nil
 }
 
-// SourceError says why the newest policies could not be read; empty if they were.
-func (l *Loop) SourceError() string {
-	l.condition.mu.Lock()
-	defer l.condition.mu.Unlock()
-	if l.condition.sourceError == nil {
+func (c *condition) unreadable() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sourceError == nil {
 		return ""
 	}
-	return l.condition.sourceError.Error()
+	return c.sourceError.Error()
 }
+
+// Ready returns nil once a whole policy set is in force, or why none is yet.
+func (l *Loop) Ready() error { return l.condition.ready() }
+
+// Healthy returns nil unless the loop is stuck.
+func (l *Loop) Healthy() error { return l.condition.healthy() }
+
+// SourceError says why the newest policies could not be read; empty if they were.
+func (l *Loop) SourceError() string { return l.condition.unreadable() }

@@ -69,7 +69,7 @@ func problems(s policy.Status) string {
 
 // sourceFailed logs when an error of the source comes, changes or goes.
 func (l *Loop) sourceFailed(err error) {
-	before := l.condition.source(err)
+	before := l.condition.setSourceError(err)
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		l.config.Log.Error("policies cannot be read; what was read before stays in force", "error", err)

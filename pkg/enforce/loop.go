@@ -124,11 +124,11 @@ type Loop struct {
 // New makes a loop; nothing is in force before Run.
 func New(config Config) *Loop {
 	l := &Loop{config: config}
-	l.condition.wait(watch.ErrNotSynced)
+	l.condition.setWaiting(watch.ErrNotSynced)
 	return l
 }
 
-// Run turns whenever somebody looks, until ctx ends. Then it does nothing more: a
+// Run makes a turn for each Look, and answers proposals, until ctx ends. Then it does nothing more: a
 // compilation that it has left behind may still use the compiler.
 func (l *Loop) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
@@ -236,7 +236,7 @@ func (l *Loop) turn(ctx context.Context, noticed time.Time) error {
 func (l *Loop) gather() (inputs, bool) {
 	now, err := l.read()
 	if errors.Is(err, watch.ErrNotSynced) {
-		l.condition.wait(err)
+		l.condition.setWaiting(err)
 		return now, false
 	}
 	l.sourceFailed(err)
@@ -401,27 +401,27 @@ func measured[T any](ctx context.Context, recorder Recorder, work func() T) (res
 	}
 }
 
-// activate brings a snapshot into force, the making of which began at a moment. Whether
-// its modules and bundles are others than before decides about the log and the metrics
-// only.
+// activate brings next into force. began is when its compilation started, noticed when
+// somebody looked. A changed fingerprint or changed bundles affect only logs and metrics.
 func (l *Loop) activate(next *compile.Snapshot, noticed, began time.Time) {
 	before := l.inForce()
 	report := l.losses.explain(next)
 	l.config.Engine.Activate(next, report)
-	l.condition.wait(nil)
+	l.start.base = nil // it has served
+	l.condition.setWaiting(nil)
 	l.config.Recorder.Reported(report)
 	if before == nil {
 		noticed = time.Time{} // a start is no change
 	}
-	others := before == nil || before.Fingerprint() != report.Fingerprint
-	if others || !next.SharesBundles(before) {
+	changed := before == nil || before.Fingerprint() != report.Fingerprint
+	if changed || !next.SharesBundles(before) {
 		l.config.Recorder.Activated(report.Fingerprint, noticed)
 	}
-	if others {
+	if changed {
 		l.logActivated(next, report, time.Since(began))
 	}
 }
 
 func (l *Loop) waitForObjects(err error) {
-	l.condition.wait(fmt.Errorf("waiting for replicated objects: %w", err))
+	l.condition.setWaiting(fmt.Errorf("waiting for replicated objects: %w", err))
 }

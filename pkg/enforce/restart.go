@@ -44,7 +44,7 @@ func (l *Loop) bundlesArrived() bool {
 	if l.config.Bundles == nil || l.config.Bundles.Complete() || l.start.gaveUp.Load() {
 		return true
 	}
-	l.condition.wait(ErrBundles)
+	l.condition.setWaiting(ErrBundles)
 	return false
 }
 
