@@ -14,11 +14,11 @@ import (
 
 // leftBundles is what is left to do about bundles.
 type leftBundles struct {
-	// removal is the set that is to be in force, without bundles that what is in force
-	// needs; nil: there are none.
+	// removal is the configured set while bundles missing from it must stay in force; nil
+	// if none must.
 	removal *compile.BundleSet
-	// triedOn was in force when the removal was tried last.
-	triedOn *compile.Snapshot
+	// due is true if another set is in force than when the removal was tried last.
+	due bool
 	// reads are names of resources that bundles read which were refused for that.
 	reads []string
 }
@@ -88,7 +88,7 @@ func (l *Loop) activateBundles(ctx context.Context, set compile.BundleSet, now i
 	before := l.Report()
 	l.activate(next, noticed, began)
 	l.logHeld(ctx, before, l.Report())
-	l.tried.compiled = nil
+	l.tried.compileAgain()
 	l.config.Log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.config.Inbox.Look()
 	return nil
@@ -152,13 +152,13 @@ func (l *Loop) checkDisplaced(ctx context.Context, next *compile.Snapshot, now i
 // dropBundles tries again to do without bundles that are configured no more. The error is
 // that of ctx.
 func (l *Loop) dropBundles(ctx context.Context, now inputs, noticed time.Time) error {
-	if l.left.removal == nil || l.inForce() == nil || l.inForce() == l.left.triedOn {
+	if l.left.removal == nil || l.inForce() == nil || !l.left.due {
 		return nil
 	}
 	if l.activateBundles(ctx, *l.left.removal, now, noticed) == nil {
 		l.left.removal = nil
 	}
-	l.left.triedOn = l.inForce()
+	l.left.due = false
 	return ctx.Err()
 }
 

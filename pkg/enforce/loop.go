@@ -222,6 +222,7 @@ func (l *Loop) turn(ctx context.Context, noticed time.Time) error {
 		return err
 	}
 	if plan.compile || base != l.inForce() {
+		l.config.Log.Debug("compiling", "base", plan.base.String(), "why", plan.why)
 		if err := l.enforce(ctx, base, now, noticed); err != nil || l.inForce() == nil {
 			return err // or something is waited for
 		}
@@ -336,7 +337,7 @@ func (l *Loop) enforce(ctx context.Context, base *compile.Snapshot, now inputs, 
 		return nil
 	}
 	before := l.Report()
-	l.tried.compiled = now.key()
+	l.tried.noteCompiled(now)
 	l.activate(fresh, noticed, began)
 	if !first && len(fresh.Report().Held()) > 0 {
 		l.publish(now)
@@ -362,7 +363,7 @@ func (l *Loop) retry(ctx context.Context, fresh *compile.Snapshot, now inputs, n
 		return err
 	}
 	if interrupted {
-		l.tried.compiled = nil
+		l.tried.compileAgain()
 	}
 	l.activate(retried, noticed, began)
 	return nil
@@ -407,7 +408,7 @@ func (l *Loop) activate(next *compile.Snapshot, noticed, began time.Time) {
 	before := l.inForce()
 	report := l.losses.explain(next)
 	l.config.Engine.Activate(next, report)
-	l.start.base = nil // it has served
+	l.start.base, l.left.due = nil, true
 	l.condition.setWaiting(nil)
 	l.config.Recorder.Reported(report)
 	if before == nil {

@@ -40,11 +40,29 @@ type attempts struct {
 	rescued map[string]bool
 }
 
+func (a *attempts) noteCompiled(in inputs) { a.compiled = in.key() }
+
+// compileAgain has the next turn compile whatever is wanted.
+func (a *attempts) compileAgain() { a.compiled = nil }
+
+func (a *attempts) noteAdopted(in inputs) { a.adopted = in.history.Fingerprint() + in.fingerprint }
+
+func (a *attempts) noteOverlaid(set policy.Set) { a.overlaid = set.Fingerprint() }
+
+func (a *attempts) noteRescued(r rescue) {
+	if a.rescued == nil {
+		a.rescued = make(map[string]bool)
+	}
+	a.rescued[r.modules.Fingerprint()] = true
+}
+
 // plan is what a turn does: on which base it compiles the wanted set, and whether it has
 // to if the base is what is in force already.
 type plan struct {
 	base    baseKind
 	compile bool
+	// why it compiles, or writes revisions; empty if it does neither.
+	why string
 	// overlay is the set of the base onOverlay.
 	overlay policy.Set
 	// rescues are revisions to write first.
@@ -68,6 +86,11 @@ const (
 	onOverlay
 )
 
+// String names the base as the log does.
+func (b baseKind) String() string {
+	return [...]string{"in force", "restored", "adopted", "overlay"}[b]
+}
+
 // rescue is a revision of a ConfigMap that the writer has not seen.
 type rescue struct {
 	name    types.NamespacedName
@@ -79,20 +102,24 @@ type rescue struct {
 // cases, one for each base but onInForce.
 func (v view) plan() plan {
 	if v.inForce == nil {
-		return plan{base: onRestored, compile: true}
+		return plan{base: onRestored, compile: true, why: "the process has just started"}
 	}
 	p := plan{compile: !v.key().equal(v.tried.compiled)}
+	if p.compile {
+		p.why = "another set is wanted, or more is known of what it reads"
+	}
 	switch {
 	case v.lacksObjects():
 		return p // what another replica has may not be held for what it reads
 	case v.disagrees():
+		p.why = "the writer has not seen a version that is in force here"
 		if p.rescues = v.rescues(); len(p.rescues) == 0 {
-			p.base = onAdopted
+			p.base, p.why = onAdopted, "the writer came to another set of the same ConfigMaps"
 		}
 		return p // the writer takes over what is rescued, and then there is no disagreement
 	}
 	if overlay := v.overlay(); overlay != nil && overlay.Fingerprint() != v.tried.overlaid {
-		p.base, p.overlay = onOverlay, overlay
+		p.base, p.overlay, p.why = onOverlay, overlay, "later versions of held modules were recorded"
 	}
 	return p
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/policy"
 )
 
-// written is the module opa/<name>/main in a version of its object.
+// version is the module opa/<name>/main in a version of its object.
 func version(name string, number uint64, source string) policy.Module {
 	return policy.Module{
 		ID: policy.ID{Namespace: "opa", Name: name, Key: "main"}, Source: source, ObjectVersion: number, Created: time.Unix(1, 0),
@@ -124,6 +124,8 @@ func TestPlan(t *testing.T) {
 		t.Run(sentence, func(t *testing.T) {
 			if got := test.view.plan(); !samePlan(got, test.want) {
 				t.Errorf("got  %+v\nwant %+v", got, test.want)
+			} else if does := got.compile || got.base != onInForce || len(got.rescues) > 0; does != (got.why != "") {
+				t.Errorf("the plan %+v does not say why", got)
 			}
 		})
 	}
