@@ -11,8 +11,8 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 )
 
-// SecretName is the Secret that replicas share their bundle in.
-const SecretName = "kube-rego-tls" //nolint:gosec // G101: a name, not a credential
+// secretName is the Secret that replicas share their bundle in.
+const secretName = "kube-rego-tls" //nolint:gosec // G101: a name, not a credential
 
 // The keys of the Secret beside those of the type kubernetes.io/tls; ca.crt is
 // where cert-manager has it too.
@@ -27,11 +27,11 @@ const (
 	manager   = "kube-rego"
 )
 
-// Shared is the bundle in the Secret SecretName. If there is none, or one that
+// Shared is the bundle in the Secret secretName. If there is none, or one that
 // is no longer valid for hosts, it makes a new one and keeps it there: of
 // several replicas that do so at once one wins, and all get its bundle.
 func Shared(ctx context.Context, secrets typedcorev1.SecretInterface, hosts []string, now time.Time) (Bundle, error) {
-	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	secret, err := secrets.Get(ctx, secretName, metav1.GetOptions{})
 	if err == nil {
 		b := fromSecret(secret)
 		invalid := b.Valid(hosts, now)
@@ -39,12 +39,12 @@ func Shared(ctx context.Context, secrets typedcorev1.SecretInterface, hosts []st
 		case invalid == nil:
 			return b, nil
 		case len(secret.Data) > 0 && secret.Labels[managedBy] != manager:
-			return Bundle{}, fmt.Errorf("the Secret %s is not ours to change: it is not labelled %s=%s, and %w", SecretName, managedBy, manager, invalid)
+			return Bundle{}, fmt.Errorf("the Secret %s is not ours to change: it is not labelled %s=%s, and %w", secretName, managedBy, manager, invalid)
 		}
 		return replace(ctx, secrets, secret, hosts, now)
 	}
 	if !apierrors.IsNotFound(err) {
-		return Bundle{}, fmt.Errorf("reading Secret %s: %w", SecretName, err)
+		return Bundle{}, fmt.Errorf("reading Secret %s: %w", secretName, err)
 	}
 	b, err := NewBundle(hosts, now)
 	if err != nil {
@@ -55,7 +55,7 @@ func Shared(ctx context.Context, secrets typedcorev1.SecretInterface, hosts []st
 		return Shared(ctx, secrets, hosts, now)
 	}
 	if err != nil {
-		return Bundle{}, fmt.Errorf("creating Secret %s: %w", SecretName, err)
+		return Bundle{}, fmt.Errorf("creating Secret %s: %w", secretName, err)
 	}
 	return b, nil
 }
@@ -71,7 +71,7 @@ func replace(ctx context.Context, secrets typedcorev1.SecretInterface, old *core
 		return Shared(ctx, secrets, hosts, now)
 	}
 	if err != nil {
-		return Bundle{}, fmt.Errorf("updating Secret %s: %w", SecretName, err)
+		return Bundle{}, fmt.Errorf("updating Secret %s: %w", secretName, err)
 	}
 	return b, nil
 }
@@ -87,7 +87,7 @@ func fromSecret(secret *corev1.Secret) Bundle {
 
 func intoSecret(secret *corev1.Secret, b Bundle) *corev1.Secret {
 	if secret.Name == "" {
-		secret.Name = SecretName
+		secret.Name = secretName
 		secret.Type = corev1.SecretTypeTLS
 		secret.Labels = map[string]string{managedBy: manager}
 	}

@@ -37,7 +37,7 @@ func TestShared(t *testing.T) {
 		t.Fatal(err)
 	}
 	ours, theirs := map[string]string{managedBy: manager}, map[string]string{managedBy: "cert-manager"}
-	denied := apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, SecretName, nil)
+	denied := apierrors.NewForbidden(schema.GroupResource{Resource: "secrets"}, secretName, nil)
 	for _, test := range []struct {
 		name   string
 		secret *corev1.Secret // nil: there is none
@@ -85,7 +85,7 @@ func TestShared(t *testing.T) {
 			if (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
 				t.Fatalf("got the error %v, want %q", err, test.err)
 			}
-			kept := apitest.Get[corev1.Secret](api, "secrets", "opa", SecretName)
+			kept := apitest.Get[corev1.Secret](api, "secrets", "opa", secretName)
 			switch {
 			case kept == nil && (test.err == "" || test.secret != nil):
 				t.Fatal("there is no Secret")
@@ -149,7 +149,7 @@ func TestSharedIsThatOfTheFasterReplica(t *testing.T) {
 			if !reflect.DeepEqual(got, faster) || writes != 1 {
 				t.Errorf("after %d writes it has a bundle of its own", writes)
 			}
-			if kept := apitest.Get[corev1.Secret](api, "secrets", "opa", SecretName); !reflect.DeepEqual(fromSecret(kept), faster) {
+			if kept := apitest.Get[corev1.Secret](api, "secrets", "opa", secretName); !reflect.DeepEqual(fromSecret(kept), faster) {
 				t.Error("the bundle of the faster replica was overwritten")
 			}
 		})

@@ -42,7 +42,7 @@ func (d *daemon) newHost(configuration opa.Configuration) *opa.Host {
 		Look:          d.inbox.Look,
 		Registry:      d.metrics.Registry(),
 		Dropped:       d.metrics.DecisionLogDropped,
-		API:           opa.APIConfig{Ready: d.decidable, Authorize: d.options.APIAuthorization == AuthorizationBasic, Metrics: d.metrics.API()},
+		API:           opa.APIConfig{Ready: d.decidable, Authorize: d.options.APIAuthorization == authorizationBasic, Metrics: d.metrics.API()},
 		Log:           d.log,
 	})
 }

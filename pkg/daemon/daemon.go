@@ -221,7 +221,7 @@ func (d *daemon) systemNamespaces() []string {
 	switch o := d.options; {
 	case len(o.SystemNamespaces) > 0:
 		return o.SystemNamespaces
-	case o.Namespaces[0] != AllNamespaces:
+	case o.Namespaces[0] != allNamespaces:
 		return o.Namespaces[:1]
 	case d.cluster != nil:
 		return []string{d.cluster.namespace}

@@ -18,8 +18,8 @@ import (
 	"github.com/kube-rego/kube-rego/pkg/replication"
 )
 
-// AllNamespaces in Options.Namespaces stands for every namespace.
-const AllNamespaces = "*"
+// allNamespaces in Options.Namespaces stands for every namespace.
+const allNamespaces = "*"
 
 // DefaultNamespace is the one that is watched unless Options say otherwise.
 const DefaultNamespace = "opa"
@@ -32,7 +32,7 @@ type Options struct {
 	Kubeconfig string
 	// Manifests are files and folders to read instead of a cluster.
 	Manifests []string
-	// Namespaces to watch; AllNamespaces for all.
+	// Namespaces to watch; allNamespaces for all.
 	Namespaces []string
 	// SystemNamespaces are those whose policies may declare packages under
 	// system; none: the first of Namespaces.
@@ -63,7 +63,7 @@ type Options struct {
 	// APITokenFile has the token that the API asks for; empty: none.
 	APITokenFile string
 	// APIAuthorization says when the policy set decides about requests to the API:
-	// AuthorizationAuto or AuthorizationBasic.
+	// AuthorizationAuto or authorizationBasic.
 	APIAuthorization string
 	// TLSClientCAFile and APITLSClientCAFile have the CAs of clients that may come to
 	// Addr and to APIAddr; empty: any client.
@@ -100,9 +100,9 @@ const (
 	// AuthorizationAuto has the policy set decide about requests to the API where it
 	// has a rule for that.
 	AuthorizationAuto = "auto"
-	// AuthorizationBasic has it decide always, as opa run does: without a rule nothing
+	// authorizationBasic has it decide always, as opa run does: without a rule nothing
 	// is allowed.
-	AuthorizationBasic = "basic"
+	authorizationBasic = "basic"
 )
 
 // Validate gathers all that is wrong with the options, each error naming the
@@ -124,11 +124,11 @@ func (o Options) validateSource() error {
 		errs = append(errs, errors.New("--namespaces: want at least one namespace, or * for all"))
 	}
 	for _, namespace := range o.Namespaces {
-		if namespace != AllNamespaces {
+		if namespace != allNamespaces {
 			errs = append(errs, configmap.CheckFlag("--namespaces", namespace, validation.IsDNS1123Label))
 		}
 	}
-	if slices.Contains(o.Namespaces, AllNamespaces) && len(o.Namespaces) > 1 {
+	if slices.Contains(o.Namespaces, allNamespaces) && len(o.Namespaces) > 1 {
 		errs = append(errs, errors.New("--namespaces: * stands for all namespaces; name no others beside it"))
 	}
 	for _, namespace := range o.SystemNamespaces {
@@ -219,7 +219,7 @@ func validateAddress(flag, value string) error {
 
 func (o Options) validateAPI() error {
 	var errs []error
-	if !slices.Contains([]string{AuthorizationAuto, AuthorizationBasic}, o.APIAuthorization) {
+	if !slices.Contains([]string{AuthorizationAuto, authorizationBasic}, o.APIAuthorization) {
 		errs = append(errs, fmt.Errorf("--api-authorization: %q is neither auto nor basic", o.APIAuthorization))
 	}
 	if o.APIAddr == "" {
@@ -228,7 +228,7 @@ func (o Options) validateAPI() error {
 	if err := validateAddress("--api-addr", o.APIAddr); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
-	if !isLoopback(o.APIAddr) && o.APITokenFile == "" && o.APITLSClientCAFile == "" && o.APIAuthorization != AuthorizationBasic {
+	if !isLoopback(o.APIAddr) && o.APITokenFile == "" && o.APITLSClientCAFile == "" && o.APIAuthorization != authorizationBasic {
 		errs = append(errs, fmt.Errorf("--api-addr: whoever reaches %s could read all policies and data: give --api-token-file, "+
 			"--api-tls-client-ca-file or --api-authorization=basic, or an address of the loopback interface", o.APIAddr))
 	}
@@ -269,7 +269,7 @@ func (o Options) validatePolicies() error {
 
 // namespaces are the namespaces in client-go's words.
 func (o Options) namespaces() []string {
-	if slices.Contains(o.Namespaces, AllNamespaces) {
+	if slices.Contains(o.Namespaces, allNamespaces) {
 		return []string{metav1.NamespaceAll}
 	}
 	var once []string // a namespace that is named twice would be counted twice
