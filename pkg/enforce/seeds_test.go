@@ -35,3 +35,6 @@ func number[N int | uint64](t *testing.T, variable string, otherwise N) N {
 	}
 	return N(n)
 }
+
+// areSeedsGiven reports whether the environment says which seeds to play.
+func areSeedsGiven() bool { return os.Getenv("KUBE_REGO_SEED") != "" }
