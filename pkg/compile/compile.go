@@ -119,7 +119,7 @@ func (c *Compiler) Retry(previous *Snapshot, wanted policy.Set, known policy.Res
 	})
 }
 
-// Settle is Compile and then Retry: what becomes of all changes together.
+// Settle is Compile and then Retry: it tries all changes.
 func (c *Compiler) Settle(previous *Snapshot, wanted policy.Set, known policy.Resources, interrupted func() bool) *Snapshot {
 	return c.Retry(c.Compile(previous, wanted, known), wanted, known, interrupted)
 }

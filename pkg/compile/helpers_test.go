@@ -57,7 +57,7 @@ func settle(c *compile.Compiler, previous *compile.Snapshot, set policy.Set) (*c
 	return settleWith(c, previous, set, nil)
 }
 
-// settleWith is settle where it is known of resources what there is.
+// settleWith is settle with what is known of resources.
 func settleWith(c *compile.Compiler, previous *compile.Snapshot, set policy.Set, known policy.Resources) (*compile.Snapshot, policy.Report) {
 	snapshot := c.Settle(previous, set, known, nil)
 	return snapshot, snapshot.Report()

@@ -1,6 +1,6 @@
 // Package daemon wires the packages together, from the options of the command line to
-// listeners that answer, and runs them until it is told to stop. It decides nothing: the
-// loop is enforce's, what is in force is the engine's.
+// listeners that answer, and runs them until its context ends. The loop is enforce's, and
+// the engine holds what is in force; here is only how the parts depend on each other.
 package daemon
 
 import (

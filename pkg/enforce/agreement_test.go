@@ -115,7 +115,7 @@ func (h *house) step() {
 	switch h.random.IntN(6) {
 	case 0:
 		next := pick(h.random, bundled)
-		err := h.now.loop.propose(h.Context(), proposal{set: bundleOf(next), made: time.Now()})
+		err := h.now.loop.propose(h.Context(), proposal{set: bundleOf(next), asked: time.Now()})
 		h.tell("bundle %q: %v", next, err)
 		if err != nil {
 			h.met.meet("bundle refused")
@@ -205,7 +205,7 @@ func (h *house) start() *process {
 
 	loop.config.Bundles = complete(false)
 	p.settle()
-	if err := loop.propose(h.Context(), proposal{set: bundleOf(h.bundle), made: time.Now()}); err != nil {
+	if err := loop.propose(h.Context(), proposal{set: bundleOf(h.bundle), asked: time.Now()}); err != nil {
 		h.Fatalf("at the start the bundle is refused that others have in force: %v\n%s", err, strings.Join(h.story, "\n"))
 	}
 	loop.config.Bundles = complete(true)
@@ -300,7 +300,7 @@ func (p *process) ask() answers {
 	return a
 }
 
-// inForce returns the modules of which /status says that a version is in force.
+// inForce returns the modules that /status reports in force, in any version.
 func (a answers) inForce() []string {
 	var ids []string
 	for id, state := range a.Modules {

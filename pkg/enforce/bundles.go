@@ -19,8 +19,8 @@ type leftBundles struct {
 	removal *compile.BundleSet
 	// due is true if another set is in force than when the removal was tried last.
 	due bool
-	// reads are names of resources that bundles read which were refused for that.
-	reads []string
+	// resources are those that bundles read which were refused for that.
+	resources []string
 }
 
 // acceptedProposals returns the proposals once they can be answered: it must be known
@@ -46,16 +46,16 @@ func (l *Loop) propose(ctx context.Context, p proposal) error {
 	if base == nil {
 		base = l.start.base
 	}
-	err = l.activateBundles(ctx, p.set, now, p.made)
+	err = l.activateBundles(ctx, p.set, now, p.asked)
 	if gone := missingBundles(base.Bundles(), p.set.Bundles); err != nil && ctx.Err() == nil && len(gone) > 0 {
 		l.config.Log.Error("bundles are configured no more, and stay in force: what is in force needs them",
 			"bundles", strings.Join(gone, ", "), "problems", err.Error())
-		err = l.activateBundles(ctx, p.set, now, p.made, gone...)
+		err = l.activateBundles(ctx, p.set, now, p.asked, gone...)
 		l.left.removal = &p.set
 	}
 	var unknown *compile.UnknownReadsError
 	if errors.As(err, &unknown) {
-		l.left.reads = append(l.left.reads, unknown.Names...) // by the time the plugin tries again they may be known
+		l.left.resources = append(l.left.resources, unknown.Names...) // by the time the plugin tries again they may be known
 		l.config.Inbox.Look()
 	}
 	return err
@@ -80,7 +80,7 @@ func (l *Loop) activateBundles(ctx context.Context, set compile.BundleSet, now i
 			return err
 		}
 	}
-	l.forgetReads(next)
+	l.forgetResources(next)
 	if first {
 		l.start.base = next
 		return nil
@@ -88,7 +88,7 @@ func (l *Loop) activateBundles(ctx context.Context, set compile.BundleSet, now i
 	before := l.Report()
 	l.activate(next, noticed, began)
 	l.logHeld(ctx, before, l.Report())
-	l.tried.compileAgain()
+	l.attempts.compileAgain()
 	l.config.Log.Info("bundles in force", "bundles", describeBundles(next.Bundles()))
 	l.config.Inbox.Look()
 	return nil
@@ -111,10 +111,10 @@ func (l *Loop) withBundles(
 	return r.snapshot, r.err
 }
 
-// forgetReads drops the names that bundles in force read by now: these are wanted for that.
-func (l *Loop) forgetReads(next *compile.Snapshot) {
+// forgetResources drops the names that bundles in force read by now: these are wanted for that.
+func (l *Loop) forgetResources(next *compile.Snapshot) {
 	names := l.config.Compiler.ResourceNames(next, nil, nil)
-	l.left.reads = slices.DeleteFunc(l.left.reads, func(name string) bool { return slices.Contains(names, name) })
+	l.left.resources = slices.DeleteFunc(l.left.resources, func(name string) bool { return slices.Contains(names, name) })
 }
 
 // checkDisplaced says which modules were in force last and are wanted, and neither that

@@ -309,7 +309,7 @@ func reportsWhatIsInForce(t *testing.T, l *Loop) {
 // offer proposes bundles to a loop that is between two turns.
 func offer(t *testing.T, l *Loop, set compile.BundleSet) error {
 	t.Helper()
-	return l.propose(t.Context(), proposal{set: set, made: time.Now()})
+	return l.propose(t.Context(), proposal{set: set, asked: time.Now()})
 }
 
 func ptr(set compile.BundleSet) *compile.BundleSet { return &set }

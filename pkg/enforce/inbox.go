@@ -17,7 +17,7 @@ type Inbox struct {
 // proposal is a set of bundles that is to go into force.
 type proposal struct {
 	set    compile.BundleSet
-	made   time.Time
+	asked  time.Time
 	answer chan error
 }
 
@@ -39,7 +39,7 @@ func (i *Inbox) Look() {
 // without a bundle that was there is never refused: its configuration is gone. What is
 // in force of it stays as long as something that is in force needs it.
 func (i *Inbox) Propose(ctx context.Context, set compile.BundleSet) error {
-	p := proposal{set: set, made: time.Now(), answer: make(chan error, 1)}
+	p := proposal{set: set, asked: time.Now(), answer: make(chan error, 1)}
 	select {
 	case i.proposals <- p:
 	case <-ctx.Done():

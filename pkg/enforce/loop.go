@@ -115,10 +115,10 @@ type Loop struct {
 	config    Config
 	condition condition
 	// What follows belongs to the goroutine of Run.
-	start  start
-	tried  attempts
-	losses losses
-	left   leftBundles
+	start    start
+	attempts attempts
+	losses   losses
+	left     leftBundles
 }
 
 // New makes a loop; nothing is in force before Run.
@@ -287,7 +287,7 @@ func (l *Loop) want(now inputs) []string {
 	if l.inForce() == nil && l.start.base != nil {
 		names = append(names, l.config.Compiler.ResourceNames(l.start.base, nil, nil)...)
 	}
-	names = append(names, l.left.reads...)
+	names = append(names, l.left.resources...)
 	slices.Sort(names)
 	names = slices.Compact(names)
 	l.config.Replication.Want(names)
@@ -337,7 +337,7 @@ func (l *Loop) enforce(ctx context.Context, base *compile.Snapshot, now inputs, 
 		return nil
 	}
 	before := l.Report()
-	l.tried.noteCompiled(now)
+	l.attempts.noteCompiled(now)
 	l.activate(fresh, noticed, began)
 	if !first && len(fresh.Report().Held()) > 0 {
 		l.publish(now)
@@ -363,7 +363,7 @@ func (l *Loop) retry(ctx context.Context, fresh *compile.Snapshot, now inputs, n
 		return err
 	}
 	if interrupted {
-		l.tried.compileAgain()
+		l.attempts.compileAgain()
 	}
 	l.activate(retried, noticed, began)
 	return nil

@@ -18,11 +18,11 @@ type view struct {
 	identity string            // ours
 	leader   string            // the writer's identity; empty where nobody writes
 	replicas []policy.Replica
-	tried    attempts
+	attempts attempts
 }
 
 func (l *Loop) view(now inputs) view {
-	v := view{inputs: now, inForce: l.inForce(), report: l.Report(), identity: l.config.Identity, tried: l.tried}
+	v := view{inputs: now, inForce: l.inForce(), report: l.Report(), identity: l.config.Identity, attempts: l.attempts}
 	if l.config.Replicas != nil && l.config.Publisher != nil {
 		v.leader, v.replicas = l.config.Publisher.Leader(), l.config.Replicas.List()
 	}
@@ -104,7 +104,7 @@ func (v view) plan() plan {
 	if v.inForce == nil {
 		return plan{base: onRestored, compile: true, why: "the process has just started"}
 	}
-	p := plan{compile: !v.key().equal(v.tried.compiled)}
+	p := plan{compile: !v.key().equal(v.attempts.compiled)}
 	if p.compile {
 		p.why = "another set is wanted, or more is known of what it reads"
 	}
@@ -118,7 +118,7 @@ func (v view) plan() plan {
 		}
 		return p // the writer takes over what is rescued, and then there is no disagreement
 	}
-	if overlay := v.overlay(); overlay != nil && overlay.Fingerprint() != v.tried.overlaid {
+	if overlay := v.overlay(); overlay != nil && overlay.Fingerprint() != v.attempts.overlaid {
 		p.base, p.overlay, p.why = onOverlay, overlay, "later versions of held modules were recorded"
 	}
 	return p
@@ -137,13 +137,13 @@ func (v view) lacksObjects() bool {
 // disagrees reports whether the writer has come to another set than this replica, of the
 // same ConfigMaps, and has recorded all of it.
 func (v view) disagrees() bool {
-	if v.tried.compiled == nil || v.fingerprint != v.tried.compiled.wanted {
+	if v.attempts.compiled == nil || v.fingerprint != v.attempts.compiled.wanted {
 		return false
 	}
 	for _, r := range v.replicas {
 		if r.Identity == v.leader && r.Identity != v.identity && !r.Gone {
 			return r.Wanted == v.fingerprint && r.InForce == v.history.Fingerprint() && r.InForce != v.inForce.Fingerprint() &&
-				r.InForce+r.Wanted != v.tried.adopted
+				r.InForce+r.Wanted != v.attempts.adopted
 		}
 	}
 	return false
@@ -167,7 +167,7 @@ func (v view) rescues() []rescue {
 		maps.DeleteFunc(modules, func(id policy.ID, _ policy.Module) bool {
 			return id.Namespace != name.Namespace || id.Name != name.Name
 		})
-		if v.tried.rescued[modules.Fingerprint()] {
+		if v.attempts.rescued[modules.Fingerprint()] {
 			continue
 		}
 		number := int64(1)

@@ -59,13 +59,13 @@ func TestPlan(t *testing.T) {
 			v.fingerprint = v.wanted.Fingerprint()
 		}), plan{compile: true}},
 		"more is known of what policies read":      {held(func(v *view) { v.resources = policy.Resources{"pods": {State: policy.ResourceLoaded}} }), plan{compile: true}},
-		"what was compiled last is to be compiled": {held(func(v *view) { v.tried.compiled = nil }), plan{compile: true}},
+		"what was compiled last is to be compiled": {held(func(v *view) { v.attempts.compiled = nil }), plan{compile: true}},
 
 		"a later version of the held module was recorded": {
 			held(func(v *view) { v.history = recordedAs(2, later) }), plan{base: onOverlay, overlay: policy.NewSet(later)},
 		},
 		"and has been tried": {held(func(v *view) {
-			v.history, v.tried.overlaid = recordedAs(2, later), policy.NewSet(later).Fingerprint()
+			v.history, v.attempts.overlaid = recordedAs(2, later), policy.NewSet(later).Fingerprint()
 		}), plan{}},
 		"it was recorded of an object that is gone": {held(func(v *view) {
 			gone := later
@@ -74,7 +74,7 @@ func TestPlan(t *testing.T) {
 		}), plan{}},
 		"it was recorded while objects that policies read are not known": {held(func(v *view) {
 			v.history, v.resources = recordedAs(2, later), unknown
-			v.tried.compiled = v.key()
+			v.attempts.compiled = v.key()
 		}), plan{}},
 
 		"the writer has another set of the same ConfigMaps": {
@@ -82,7 +82,7 @@ func TestPlan(t *testing.T) {
 		},
 		"and that has been tried": {held(func(v *view) {
 			disagreeing(v, recordedAs(1, good, other))
-			v.tried.adopted = v.history.Fingerprint() + v.fingerprint
+			v.attempts.adopted = v.history.Fingerprint() + v.fingerprint
 		}), plan{}},
 		"the writer is this replica":   {held(func(v *view) { disagreeing(v, recordedAs(1, good, other)); v.identity = "writer" }), plan{}},
 		"the writer is gone":           {held(func(v *view) { disagreeing(v, recordedAs(1, good, other)); v.replicas[0].Gone = true }), plan{}},
@@ -92,7 +92,7 @@ func TestPlan(t *testing.T) {
 		},
 		"the set is compiled anew first": {held(func(v *view) {
 			disagreeing(v, recordedAs(1, good, other))
-			v.tried.compiled = nil
+			v.attempts.compiled = nil
 		}), plan{compile: true}},
 
 		"the writer has not seen a good version that is in force here": {
@@ -107,7 +107,7 @@ func TestPlan(t *testing.T) {
 			view: func() view {
 				v := viewOf(t, policy.NewSet(later), policy.NewSet(broken), recordedAs(7, good))
 				disagreeing(&v, v.history)
-				v.tried.rescued = map[string]bool{policy.NewSet(later).Fingerprint(): true}
+				v.attempts.rescued = map[string]bool{policy.NewSet(later).Fingerprint(): true}
 				return v
 			}(),
 			want: plan{base: onAdopted},
@@ -146,7 +146,7 @@ func viewOf(t *testing.T, inForce, wanted policy.Set, history *configmap.History
 		report:   snapshot.Report(),
 		identity: "ours",
 	}
-	v.tried.compiled = v.key()
+	v.attempts.compiled = v.key()
 	return v
 }
 

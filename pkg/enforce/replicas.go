@@ -15,7 +15,7 @@ func (l *Loop) base(ctx context.Context, p plan, now inputs) (*compile.Snapshot,
 	case onAdopted:
 		return l.adopt(ctx, now)
 	case onOverlay:
-		l.tried.noteOverlaid(p.overlay)
+		l.attempts.noteOverlaid(p.overlay)
 		return l.settle(ctx, l.inForce(), p.overlay, now.resources)
 	case onInForce:
 	}
@@ -26,7 +26,7 @@ func (l *Loop) base(ctx context.Context, p plan, now inputs) (*compile.Snapshot,
 // here, as when the writer has another version of OPA, ours stays.
 func (l *Loop) adopt(ctx context.Context, now inputs) (*compile.Snapshot, error) {
 	writers := now.history.Fingerprint()
-	l.tried.noteAdopted(now)
+	l.attempts.noteAdopted(now)
 	snapshot, err := l.settle(ctx, l.config.Compiler.Bare(l.inForce()), now.history.InForce(), now.resources)
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (l *Loop) adopt(ctx context.Context, now inputs) (*compile.Snapshot, error)
 // rescue has revisions recorded that the writer has not seen.
 func (l *Loop) rescue(rescues []rescue) {
 	for _, r := range rescues {
-		l.tried.noteRescued(r)
+		l.attempts.noteRescued(r)
 		l.config.Log.Info("recording a good version that the writer has not seen", "configMap", r.name.String())
 		l.config.Publisher.Rescue(r.name, r.number, r.modules)
 	}

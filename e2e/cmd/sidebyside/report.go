@@ -18,7 +18,7 @@ const (
 	slowestShown = 10
 )
 
-// report writes what becomes of the jobs: a line for each that passes, all its output for one that does not.
+// report writes the result of each job: a line for each that passes, all its output for one that does not.
 type report struct {
 	start time.Time
 
