@@ -26,7 +26,7 @@ type feeding struct {
 
 func newFeeding(t *testing.T) *feeding {
 	t.Helper()
-	resource, err := ParseResource("apps/v1/deployments", true, []string{"kubernetes"})
+	resource, err := parseResource("apps/v1/deployments", true, []string{"kubernetes"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestWhatAFeedKnows(t *testing.T) {
 
 func TestResolve(t *testing.T) {
 	resource := func(text string) Resource {
-		r, err := ParseResource(text, true, nil)
+		r, err := parseResource(text, true, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,9 +32,9 @@ func name(gvr schema.GroupVersionResource) string {
 // may be called otherwise.
 var versionPattern = regexp.MustCompile(`^v[0-9]+((alpha|beta)[0-9]+)?$`)
 
-// ParseResource reads [group/]version/resource, and behind = a path below base
+// parseResource reads [group/]version/resource, and behind = a path below base
 // where the name of the resource is not to be its path.
-func ParseResource(text string, namespaced bool, base []string) (Resource, error) {
+func parseResource(text string, namespaced bool, base []string) (Resource, error) {
 	text, own, hasOwn := strings.Cut(text, "=")
 	parts := strings.Split(text, "/")
 	if len(parts) == 2 {
@@ -63,7 +63,7 @@ func ParseResource(text string, namespaced bool, base []string) (Resource, error
 	if !hasOwn {
 		return r, nil
 	}
-	path, err := ParsePath(own)
+	path, err := parsePath(own)
 	if err != nil {
 		return Resource{}, err
 	}
@@ -74,7 +74,7 @@ func ParseResource(text string, namespaced bool, base []string) (Resource, error
 // ParseFlags reads what --replicate, --replicate-cluster and --replicate-path say: the
 // resources, and the path that they are below. An error names the flag.
 func ParseFlags(namespaced, cluster []string, path string) ([]Resource, []string, error) {
-	base, err := ParsePath(path)
+	base, err := parsePath(path)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--replicate-path: %w", err)
 	}
@@ -86,7 +86,7 @@ func ParseFlags(namespaced, cluster []string, path string) ([]Resource, []string
 		namespaced bool
 	}{{"--replicate", namespaced, true}, {"--replicate-cluster", cluster, false}} {
 		for _, text := range f.texts {
-			resource, err := ParseResource(text, f.namespaced, base)
+			resource, err := parseResource(text, f.namespaced, base)
 			if err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", f.flag, err))
 				continue
@@ -94,11 +94,11 @@ func ParseFlags(namespaced, cluster []string, path string) ([]Resource, []string
 			all = append(all, resource)
 		}
 	}
-	return all, base, errors.Join(append(errs, CheckPaths(all))...)
+	return all, base, errors.Join(append(errs, checkPaths(all))...)
 }
 
-// ParsePath reads a path in data: names between slashes.
-func ParsePath(text string) ([]string, error) {
+// parsePath reads a path in data: names between slashes.
+func parsePath(text string) ([]string, error) {
 	parts := strings.Split(strings.Trim(text, "/"), "/")
 	if slices.Contains(parts, "") {
 		return nil, fmt.Errorf("%q is not a path in data: want names between slashes, such as kubernetes", text)
@@ -109,8 +109,8 @@ func ParsePath(text string) ([]string, error) {
 	return parts, nil
 }
 
-// CheckPaths gathers all pairs of resources that would be in each other's way.
-func CheckPaths(resources []Resource) error {
+// checkPaths gathers all pairs of resources that would be in each other's way.
+func checkPaths(resources []Resource) error {
 	var errs []error
 	for i, r := range resources {
 		for _, other := range resources[:i] {

@@ -1,11 +1,9 @@
-package replication_test
+package replication
 
 import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/kube-rego/kube-rego/pkg/replication"
 )
 
 func TestParseResource(t *testing.T) {
@@ -35,7 +33,7 @@ func TestParseResource(t *testing.T) {
 		{"v1/pods=a//b", `"a//b" is not a path in data`, ""},
 	} {
 		t.Run(test.text, func(t *testing.T) {
-			r, err := replication.ParseResource(test.text, true, base)
+			r, err := parseResource(test.text, true, base)
 			if test.path == "" {
 				if err == nil || !strings.HasPrefix(err.Error(), test.want) {
 					t.Errorf("got %v, want %s", err, test.want)
@@ -57,7 +55,7 @@ func TestParseResource(t *testing.T) {
 
 func TestParsePath(t *testing.T) {
 	for text, want := range map[string]string{"kubernetes": "kubernetes", "/a/b/": "a/b", "": "", "/": "", "a//b": "", "system": "", "system/x": ""} {
-		path, err := replication.ParsePath(text)
+		path, err := parsePath(text)
 		if got := strings.Join(path, "/"); got != want || (err == nil) != (want != "") {
 			t.Errorf("%q: got %q, %v", text, got, err)
 		}
@@ -79,15 +77,15 @@ func TestCheckPaths(t *testing.T) {
 		{"one within another", []string{"v1/pods", "v1/services=pods/services"}, "v1/pods and v1/services would both be data.kubernetes.pods"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var resources []replication.Resource
+			var resources []Resource
 			for _, text := range test.texts {
-				r, err := replication.ParseResource(text, true, []string{"kubernetes"})
+				r, err := parseResource(text, true, []string{"kubernetes"})
 				if err != nil {
 					t.Fatal(err)
 				}
 				resources = append(resources, r)
 			}
-			err := replication.CheckPaths(resources)
+			err := checkPaths(resources)
 			if (err == nil) != (test.want == "") || err != nil && !strings.HasPrefix(err.Error(), test.want) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
